@@ -1,0 +1,1 @@
+"""Jacobian-vector products, divergences and their counter-based probes."""

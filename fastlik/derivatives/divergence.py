@@ -1,0 +1,98 @@
+"""Divergences tr(df/dx) of a batched function: exact, or Hutchinson's estimate from probes.
+
+Hutchinson (1990): tr J = E v'Jv for E v v' = I.  With Rademacher probes the variance is
+2 sum_{i != j} S_ij^2, S the symmetric part of J: the diagonal costs nothing; Gaussian probes add
+2 sum_i S_ii^2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ..checks import check_choice
+from .probes import probe
+from .products import jvp, vjp
+
+METHODS = ("auto", "exact", "hutchinson")
+MODES = ("auto", "jvp", "vjp")
+# below this size d exact tangents cost less than the probes that reach the same error
+EXACT_UP_TO = 16
+# unit vectors differentiated together in an exact trace: bounds the memory at 16 copies of x
+_BASIS_GROUP = 16
+
+
+def choose_method(method: str, size: int) -> str:
+    """"exact" or "hutchinson" for events of ``size`` numbers."""
+    check_choice("divergence", method, METHODS)
+    if method == "auto":
+        return "exact" if size <= EXACT_UP_TO else "hutchinson"
+    return method
+
+
+def traces(
+    f: Callable[[Tensor], Tensor], x: Tensor, vectors: Tensor, mode: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """(f(x), v'Jv of shape (B, K) float64) for vectors (K, *x.shape)."""
+    check_choice("mode", mode, MODES)
+    product = jvp if mode == "jvp" else vjp
+    value, products = product(f, x, vectors)
+    return value, (vectors * products).flatten(2).double().sum(2).T
+
+
+def exact_trace(
+    f: Callable[[Tensor], Tensor], x: Tensor, mode: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """(f(x), tr J of shape (B,) float64) from all d unit vectors."""
+    total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    value = torch.empty_like(x)
+    for basis in _unit_vectors(x):
+        value, parts = traces(f, x, basis, mode)
+        total = total + parts.sum(1)
+    return value, total
+
+
+def _unit_vectors(x: Tensor) -> Iterator[Tensor]:
+    size = x[0].numel() if len(x) else 0
+    for start in range(0, size, _BASIS_GROUP):
+        index = torch.arange(start, min(start + _BASIS_GROUP, size), device=x.device)
+        basis = torch.nn.functional.one_hot(index, size).to(x.dtype)
+        yield basis.reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
+
+
+def divergence(
+    f: Callable[[Tensor], Tensor],
+    x: Tensor,
+    *,
+    method: str = "auto",
+    mode: str = "auto",
+    probes: int = 1,
+    probe_kind: str = "rademacher",
+    seed: int = 0,
+    rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(f(x), trace of df/dx): trace (B,) float64, exact or averaged over ``probes`` probes.
+
+    Args:
+        f: rows independent, (B, *event) -> (B, *event).
+        x: (B, *event).
+        method: "exact" (d tangents), "hutchinson", or "auto": exact up to 16 dimensions.
+        mode: "jvp" (forward), "vjp" (reverse) or "auto".
+        probes: number of Hutchinson probes; the evaluation of f is shared by all.
+        probe_kind: "rademacher" or "gaussian".
+        seed, rows: the probes are a function of (seed, row id); rows defaults to 0 .. B-1.
+
+    Raises:
+        ValueError: unknown option values, or probes < 1.
+    """
+    if probes < 1:
+        raise ValueError(f"probes must be at least 1, got {probes}")
+    size = x[0].numel() if len(x) else 0
+    if choose_method(method, size) == "exact":
+        return exact_trace(f, x, mode)
+    rows = torch.arange(len(x), device=x.device) if rows is None else rows
+    vectors = torch.stack([probe(probe_kind, seed, rows, k, 0, x) for k in range(probes)])
+    value, estimates = traces(f, x, vectors, mode)
+    return value, estimates.mean(1)
