@@ -1,0 +1,85 @@
+"""The configuration of a run: its options, checked, and what config.json records."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from ..checks import check_choice, check_positive
+from ..model import ScoreModel
+from ..objectives.time_sampling import TIME_SAMPLINGS
+from ..objectives.weighting import WEIGHTINGS, Weighting
+from .dataset import Dataset
+from .network import describe_model
+
+ORDERS = (1,)
+PRECISIONS = ("auto", "float32", "bf16")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the numbers of a run, beside its data and its model.
+
+    Raises ValueError for an unknown value (the valid ones are listed) or a number out of range.
+    """
+
+    order: int
+    weighting: Weighting
+    time_sampling: str
+    batch_size: int
+    lr: float
+    ema: float
+    warmup: int
+    clip: float | None
+    seed: int
+    precision: str
+
+    def __post_init__(self) -> None:
+        check_choice("order", self.order, ORDERS)
+        if not callable(self.weighting):
+            check_choice("weighting", self.weighting, WEIGHTINGS)
+        check_choice("time_sampling", self.time_sampling, TIME_SAMPLINGS)
+        check_choice("precision", self.precision, PRECISIONS)
+        check_positive("lr", self.lr)
+        if self.clip is not None:
+            check_positive("clip", self.clip)
+        check_count("batch_size", self.batch_size, 1)
+        check_count("warmup", self.warmup, 0)
+        check_count("seed", self.seed, 0)
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is a decay in [0, 1), got {self.ema!r}")
+
+    def describe(self) -> dict:
+        """JSON-able; a weighting function by its name, "auto" by what it stands for."""
+        described = asdict(self)
+        if callable(self.weighting):
+            name = getattr(self.weighting, "__name__", type(self.weighting).__name__)
+            described["weighting"] = f"function {name}"
+        if self.precision == "auto":
+            described["precision"] = "float32"
+        return described
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """Raise ValueError unless ``value`` is an integer of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def configuration(options: Options, model: ScoreModel, dataset: Dataset, **run: object) -> dict:
+    """What config.json records.  A run is resumed if all but the section "run" is equal."""
+    try:
+        own = version("fastlik")
+    except PackageNotFoundError:  # a source tree that is not installed
+        own = "unknown"
+    versions = {"fastlik": own, "torch": torch.__version__, "python": platform.python_version()}
+    return {
+        "fastlik": "run",
+        "model": describe_model(model),
+        "training": options.describe(),
+        "data": dataset.describe(),
+        "run": {**run, "versions": versions},
+    }

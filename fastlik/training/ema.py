@@ -1,0 +1,31 @@
+"""Exponential moving average of a model's weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from ..model import ScoreModel
+
+
+class EMA:
+    """``model`` is a frozen copy, in eval mode, whose weights trail those of the trained model.
+
+    The decay grows as (1 + step) / (10 + step) up to ``decay``, so that the first weights, which
+    are noise, are soon forgotten.
+    """
+
+    def __init__(self, model: ScoreModel, decay: float) -> None:
+        self.decay = decay
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: ScoreModel, step: int) -> None:
+        """Follow ``model`` after its ``step``-th update, counted from 0."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        mine, theirs = list(self.model.parameters()), list(model.parameters())
+        torch._foreach_lerp_(mine, theirs, 1 - decay)
+        buffers = zip(self.model.net.buffers(), model.net.buffers(), strict=True)
+        for buffer, current in buffers:
+            buffer.copy_(current)

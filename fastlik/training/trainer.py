@@ -1,0 +1,91 @@
+"""One training step, and everything that the next one depends on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..model import ScoreModel
+from ..objectives.dsm import dsm_loss
+from ..objectives.time_sampling import weight_integral
+from .checkpoint import fill, fill_optimiser, optimiser_tensors
+from .config import Options
+from .dataset import Dataset
+from .ema import EMA
+from .random import seed_generator, stream_seed
+
+
+class Trainer:
+    """Weights, their average and the optimiser's state; the step's number determines all the rest.
+
+    The model given is trained in place.  Where none of its parameters requires a gradient, as in a
+    model from an earlier run, all are trained.
+
+    Raises ValueError where there is none.
+    """
+
+    def __init__(
+        self, model: ScoreModel, dataset: Dataset, options: Options, device: torch.device
+    ) -> None:
+        self.model = model.to(device).train()
+        if not any(p.requires_grad for p in self.model.parameters()):
+            self.model.requires_grad_(True)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ValueError("the model has no parameters to train")
+        self.dtype = self.parameters[0].dtype
+        self.device = device
+        self.dataset = dataset
+        self.options = options
+        self.ema = EMA(self.model, options.ema)
+        self.optimiser = torch.optim.Adam(self.parameters, lr=options.lr, fused=True)
+        self.loss_scale = 1 / weight_integral(options.weighting, model.schedule)
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then constant: the average of the weights does what a decay would."""
+        return self.options.lr * min(1.0, (step + 1) / max(self.options.warmup, 1))
+
+    def step(self, step: int) -> tuple[Tensor, Tensor]:
+        """Update on batch ``step``; the loss before it and the gradient's norm, on the device.
+
+        Seeds torch's global generator from (seed, step), so that dropout is covered.  Gradients
+        are of the loss divided by the integral of its weight, a weighted mean of squared errors of
+        eps, so that the clipping norm means the same for every schedule and weighting.
+        """
+        options = self.options
+        seed_generator(self.device, stream_seed(options.seed, "step", step))
+        x0, condition = self.dataset.batch(
+            options.seed, step, options.batch_size, self.device, self.dtype
+        )
+        with torch.autocast(self.device.type, torch.bfloat16, options.precision == "bf16"):
+            loss = dsm_loss(
+                self.model, x0, options.weighting, options.time_sampling, **condition
+            ).mean()
+        self.optimiser.zero_grad()
+        (self.loss_scale * loss).backward()
+        limit = float("inf") if options.clip is None else options.clip
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate(step)
+        self.optimiser.step()
+        self.ema.update(self.model, step)
+        return loss.detach(), norm
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights, averaged weights and optimiser, flat."""
+        parts = {
+            "raw": self.model.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "optimiser": optimiser_tensors(self.optimiser),
+        }
+        return {f"{part}.{k}": v for part, tensors in parts.items() for k, v in tensors.items()}
+
+    def load(self, tensors: dict[str, Tensor], path: object) -> None:
+        """Inverse of :meth:`state`; ``path`` is for the message of a ValueError."""
+        parts: dict[str, dict[str, Tensor]] = {"raw": {}, "ema": {}, "optimiser": {}}
+        for name, value in tensors.items():
+            part, key = name.split(".", 1)
+            parts[part][key] = value
+        fill(self.model, parts["raw"], path)
+        fill(self.ema.model, parts["ema"], path)
+        fill_optimiser(self.optimiser, parts["optimiser"])
