@@ -1,0 +1,148 @@
+// fastlik._native: addresses, sizes and strides in.  No torch headers; checks and allocations belong
+// to the Python callers, fastlik/ops/<op>/native.py.
+#include <pybind11/pybind11.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "isa.h"
+
+namespace py = pybind11;
+
+namespace fastlik {
+namespace {
+
+// Reads a tuple from left to right.
+class Reader {
+ public:
+  explicit Reader(const py::tuple& items) : items_(items) {}
+  template <class T>
+  T next() {
+    return items_[at_++].cast<T>();
+  }
+  // A tensor's address; 0 stands for a tensor that is left out.
+  template <class T>
+  T* address() {
+    return reinterpret_cast<T*>(next<std::uintptr_t>());
+  }
+
+ private:
+  const py::tuple& items_;
+  size_t at_ = 0;
+};
+
+void read_weights(const py::tuple& weights, double (&target)[kMaxStages]) {
+  if (weights.size() > size_t(kMaxStages)) throw std::length_error("too many stages");
+  for (size_t j = 0; j < weights.size(); ++j) target[j] = weights[j].cast<double>();
+}
+
+CombineArgs combine_args(const py::tuple& sizes, const py::tuple& addresses,
+                         const py::tuple& strides, const py::tuple& weights) {
+  CombineArgs args{};
+  Reader size(sizes), tensor(addresses), stride(strides);
+  args.rows = size.next<int64_t>();
+  args.size = size.next<int64_t>();
+  args.stages = int64_t(weights.size());
+  args.y = tensor.address<const void>();
+  args.k = tensor.address<const void>();
+  args.out = tensor.address<void>();
+  args.h = tensor.address<const double>();
+  args.y_row = stride.next<int64_t>();
+  args.k_stage = stride.next<int64_t>();
+  args.k_row = stride.next<int64_t>();
+  args.out_row = stride.next<int64_t>();
+  read_weights(weights, args.weights);
+  return args;
+}
+
+AdvanceArgs advance_args(const py::tuple& sizes, const py::tuple& addresses,
+                         const py::tuple& strides, const py::tuple& b, const py::tuple& e,
+                         const py::tuple& tolerances, const py::tuple& controller, bool fsal) {
+  AdvanceArgs args{};
+  Reader size(sizes), tensor(addresses), stride(strides), tolerance(tolerances), pi(controller);
+  args.rows = size.next<int64_t>();
+  args.size = size.next<int64_t>();
+  args.stages = size.next<int64_t>();
+  args.probes = size.next<int64_t>();
+  args.y = tensor.address<void>();
+  args.k = tensor.address<void>();
+  args.sensitivity = tensor.address<const void>();
+  args.saved = tensor.address<void>();
+  args.q = tensor.address<double>();
+  args.kq = tensor.address<double>();
+  args.h = tensor.address<double>();
+  args.t = tensor.address<double>();
+  args.error_prev = tensor.address<double>();
+  args.defect = tensor.address<double>();
+  args.error = tensor.address<double>();
+  args.t_end = tensor.address<const double>();
+  args.rejected = tensor.address<bool>();
+  args.accepted = tensor.address<bool>();
+  args.status = tensor.address<int32_t>();
+  args.y_row = stride.next<int64_t>();
+  args.k_stage = stride.next<int64_t>();
+  args.k_row = stride.next<int64_t>();
+  args.sensitivity_row = stride.next<int64_t>();
+  args.kq_stage = stride.next<int64_t>();
+  args.kq_row = stride.next<int64_t>();
+  read_weights(b, args.b);
+  read_weights(e, args.e);
+  args.rtol = tolerance.next<double>();
+  args.atol = tolerance.next<double>();
+  args.q_atol = tolerance.next<double>();
+  args.controller.order = pi.next<double>();
+  args.controller.safety = pi.next<double>();
+  args.controller.min_factor = pi.next<double>();
+  args.controller.max_factor = pi.next<double>();
+  args.controller.beta = pi.next<double>();
+  args.fsal = fsal;
+  return args;
+}
+
+void rk_combine(bool is_double, const py::tuple& sizes, const py::tuple& addresses,
+               const py::tuple& strides, const py::tuple& weights, int threads) {
+  const CombineArgs args = combine_args(sizes, addresses, strides, weights);
+  const auto run = is_double ? FASTLIK_CPU(combine<double>) : FASTLIK_CPU(combine<float>);
+  py::gil_scoped_release release;
+  run(args, threads);
+}
+
+void rk_advance(bool is_double, const py::tuple& sizes, const py::tuple& addresses,
+               const py::tuple& strides, const py::tuple& b, const py::tuple& e,
+               const py::tuple& tolerances, const py::tuple& controller, bool fsal, int threads) {
+  const AdvanceArgs args =
+      advance_args(sizes, addresses, strides, b, e, tolerances, controller, fsal);
+  const auto run = is_double ? FASTLIK_CPU(advance<double>) : FASTLIK_CPU(advance<float>);
+  py::gil_scoped_release release;
+  run(args, threads);
+}
+
+py::list isas() {
+  py::list names;
+  for (Isa isa : supported_isas()) names.append(isa_name(isa));
+  return names;
+}
+
+int max_threads() {
+#ifdef _OPENMP
+  return omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
+}  // namespace
+}  // namespace fastlik
+
+PYBIND11_MODULE(_native, m) {
+  using namespace fastlik;
+  m.doc() = "Native kernels of fastlik; import torch first, so that both share one OpenMP.";
+  m.def("isas", &isas, "Instruction sets that this build and this CPU have, best first.");
+  m.def("isa", [] { return isa_name(active_isa); }, "The instruction set in use.");
+  m.def("select_isa", &select_isa, "Use another instruction set (for tests).");
+  m.def("max_threads", &max_threads);
+  m.def("rk_combine", &rk_combine);
+  m.def("rk_advance", &rk_advance);
+  m.attr("max_stages") = kMaxStages;
+}

@@ -1,0 +1,21 @@
+// The CPU kernels.  Every file in csrc/cpu is compiled once per instruction set, with FASTLIK_ISA
+// naming the namespace that its functions go to; bindings.cpp picks one at run time.
+#pragma once
+
+#include "fastlik/rk_step.h"
+
+#ifndef FASTLIK_ISA
+#define FASTLIK_ISA baseline
+#endif
+
+#define FASTLIK_DECLARE(isa)                                              \
+  namespace fastlik::isa {                                                \
+  template <class T>                                                      \
+  void combine(const CombineArgs&, int threads);                          \
+  template <class T>                                                      \
+  void advance(const AdvanceArgs&, int threads);                          \
+  }
+FASTLIK_DECLARE(baseline)
+FASTLIK_DECLARE(avx2)
+FASTLIK_DECLARE(avx512)
+#undef FASTLIK_DECLARE
