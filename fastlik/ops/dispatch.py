@@ -1,0 +1,158 @@
+"""Which implementation of an operation runs, and what can be said about the ones that cannot.
+
+``backend="auto"`` takes the fastest implementation that fits, and warns once, with the reason,
+when that is the slow one.  A backend that is asked for by name runs or raises.  The environment
+variable FASTLIK_BACKEND stands in for "auto".
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import warnings
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
+
+from fastlik.checks import check_choice
+
+BACKENDS = ("auto", "native", "triton", "torch")
+NATIVE_DTYPES = (torch.float32, torch.float64)
+_REBUILD = "install a C++ compiler, then `pip install --force-reinstall --no-deps fastlik`"
+
+
+@cache
+def _load_native() -> tuple[ModuleType | None, str]:
+    """The compiled module and "", or None and the reason why there is none."""
+    try:
+        # torch is imported above: its OpenMP must be the one that the module binds to
+        return importlib.import_module("fastlik._native"), ""
+    except ImportError as error:
+        reason = build_info().get("native", {}).get("why") or str(error)
+        return None, f"the native module is not there ({reason})"
+
+
+def native_module() -> ModuleType | None:
+    """``fastlik._native``, imported at the first call; None where it cannot be."""
+    return _load_native()[0]
+
+
+@cache
+def build_info() -> dict[str, dict[str, Any]]:
+    """What the build recorded about its compilers; empty for sources that were never built."""
+    path = Path(__file__).parents[1] / "_build_info.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+@cache
+def _warn_once(reason: str) -> None:
+    warnings.warn(reason, RuntimeWarning, stacklevel=4)
+
+
+@cache
+def _implements(op: str, backend: str) -> bool:
+    return find_spec(f"fastlik.ops.{op}.{backend}") is not None
+
+
+def _differentiated(tensor: Tensor) -> bool:
+    """True where a raw address would lose a gradient, a tangent or a dimension of a transform."""
+    return (
+        (tensor.requires_grad and torch.is_grad_enabled())
+        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        or unpack_dual(tensor).tangent is not None
+    )
+
+
+def _native_obstacle(op: str, tensor: Tensor) -> str:
+    """Why the native implementation of ``op`` cannot take ``tensor``; "" if it can."""
+    module, reason = _load_native()
+    if module is None:
+        return f"{reason}; remedy: {_REBUILD}"
+    if not _implements(op, "native"):
+        return f"{op} has no native implementation"
+    if tensor.dtype not in NATIVE_DTYPES:
+        return f"native {op} takes torch.float32 and torch.float64, not {tensor.dtype}"
+    if tensor.device.type != "cpu":
+        return f"native {op} takes CPU tensors, not {tensor.device.type} ones"
+    return ""
+
+
+def choose(op: str, backend: str, tensor: Tensor, *others: Tensor) -> str:
+    """The implementation of ``op`` to run on ``tensor``: "native", "triton" or "torch".
+
+    Args:
+        op: name of the package in ``fastlik.ops``.
+        backend: "auto", "native", "triton" or "torch".
+        tensor: decides by its device and dtype.
+        others: further inputs; one that carries a gradient, a tangent or a transform of torch.func
+            needs the PyTorch implementation too, as does torch.compile.
+
+    Raises:
+        ValueError: an unknown ``backend`` (or FASTLIK_BACKEND); the message lists the valid names.
+        RuntimeError: a backend asked for by name cannot run here; the message says why.
+    """
+    name = "backend"
+    if backend == "auto":
+        name, backend = "FASTLIK_BACKEND", os.environ.get("FASTLIK_BACKEND", "auto")
+    if backend not in BACKENDS:
+        check_choice(name, backend, BACKENDS)
+    if backend == "torch":
+        return "torch"
+    if torch.compiler.is_compiling() or any(map(_differentiated, (tensor, *others))):
+        if backend == "auto":
+            return "torch"
+        raise RuntimeError(
+            f"backend={backend!r} cannot run {op} under autograd, torch.func or torch.compile; "
+            f"use backend='torch' there, or torch.no_grad()"
+        )
+    if backend == "triton":
+        obstacle = backends()["triton"]["why"]
+        if not obstacle and not _implements(op, "triton"):
+            obstacle = f"{op} has no Triton implementation"
+    else:
+        obstacle = _native_obstacle(op, tensor)
+    if not obstacle:
+        return "native" if backend == "auto" else backend
+    if backend != "auto":
+        raise RuntimeError(f"backend={backend!r} is not available: {obstacle}")
+    if tensor.device.type == "cpu":  # elsewhere PyTorch's own kernels are what "auto" means
+        _warn_once(f"fastlik runs the slower PyTorch implementation of its kernels: {obstacle}")
+    return "torch"
+
+
+def backends() -> dict[str, dict[str, Any]]:
+    """What can run here: name -> {"available": bool, "why": obstacle or "", and details}."""
+    module, reason = _load_native()
+    info = build_info()
+    native = {"available": module is not None, "why": reason, **info.get("native", {})}
+    native["why"] = reason
+    if module is not None:
+        native |= {"isa": module.isa(), "isas": module.isas(), "threads": torch.get_num_threads()}
+    return {
+        "torch": {
+            "available": True,
+            "why": "",
+            "version": torch.__version__,
+            "threads": torch.get_num_threads(),
+        },
+        "native": native,
+        "triton": _triton(),
+    }
+
+
+@cache
+def _triton() -> dict[str, Any]:
+    if find_spec("triton") is None:
+        why = "the package triton is not installed"
+    elif not torch.cuda.is_available():
+        why = "PyTorch sees no GPU"
+    else:
+        why = ""
+    return {"available": not why, "why": why}

@@ -1,0 +1,5 @@
+"""What has become of a row's integration.  The codes are the kernels'; solvers add MAX_STEPS."""
+
+from fastlik.ops.rk_step.status import Status
+
+__all__ = ["Status"]
