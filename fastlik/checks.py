@@ -12,9 +12,7 @@ def check_choice(name: str, value: object, valid: Iterable[object]) -> None:
     """Raise ValueError unless ``value`` is one of ``valid``; the message lists them."""
     valid = list(valid)
     if value not in valid:
-        raise ValueError(
-            f"{name}={value!r} is unknown; the valid values are {', '.join(map(repr, valid))}"
-        )
+        raise ValueError(f"{name}={value!r} is unknown; the valid values are {', '.join(map(repr, valid))}")
 
 
 def check_positive(name: str, value: float) -> None:
@@ -23,8 +21,15 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
 
 
-def check_batch(x: Tensor, name: str = "x") -> None:
-    """Raise TypeError / ValueError unless ``x`` is a finite floating tensor (B, *event)."""
+def check_count(name: str, value: int) -> None:
+    """Raise ValueError unless ``value`` is an integer of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def check_batch(x: Tensor, name: str = "x", *, integers: bool = False) -> None:
+    """Raise TypeError / ValueError unless ``x`` is a finite float32 / float64 tensor (B, *event);
+    ``integers`` admits integer dtypes as well."""
     if not isinstance(x, Tensor):
         raise TypeError(
             f"{name} must be a torch tensor of shape (B, *event), got {type(x).__name__}; "
@@ -37,6 +42,8 @@ def check_batch(x: Tensor, name: str = "x") -> None:
         )
     if x[:1].numel() == 0 and x.shape[0] > 0:
         raise ValueError(f"{name} has an empty event, shape {tuple(x.shape)}")
+    if integers and not x.is_floating_point() and not x.is_complex():
+        return
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(
             f"{name} must be float32 or float64, got {x.dtype}; low precision belongs to the "
@@ -49,7 +56,7 @@ def check_batch(x: Tensor, name: str = "x") -> None:
 
 
 def describe_rows(rows: Sequence[int], limit: int = 8) -> str:
-    """"row 3" or "rows 1, 2, 5, ... (27 in all)" for messages."""
+    """ "row 3" or "rows 1, 2, 5, ... (27 in all)" for messages."""
     shown = ", ".join(str(row) for row in rows[:limit])
     if len(rows) == 1:
         return f"row {shown}"

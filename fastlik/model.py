@@ -13,7 +13,8 @@ one table of coefficients turns any of the six predictions into any quantity.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -74,6 +75,10 @@ class ScoreModel(nn.Module):
         self.output = output
         self.call = call
         self.sigma_data = sigma_data
+        # the bins and range of discrete training data (a likelihood.dequantise.Quantisation), if any
+        self.quantisation = None
+        # the shape of one training sample, if known
+        self.event_shape: tuple[int, ...] | None = None
         self.set_moments(moments)
 
     def set_moments(self, moments: tuple[object, object] | None) -> None:
@@ -209,9 +214,28 @@ def _angular_velocity(predicts: str, schedule: Schedule, t: Tensor, sigma_data: 
         return Affine(-growth / (scale * turn), 1 / (scale * turn))
     # edm: D(y) = c_skip y + c_out F of y = x / alpha, put into v = (cos z - D) / sin
     spread = torch.hypot(sigma, alpha * sigma_data)
-    return Affine(
-        alpha * sigma * (1 - sigma_data**2) / (scale * spread**2), -sigma_data * scale / spread
-    )
+    return Affine(alpha * sigma * (1 - sigma_data**2) / (scale * spread**2), -sigma_data * scale / spread)
+
+
+def check_model(model: object) -> None:
+    """Raise TypeError unless ``model`` is a ScoreModel."""
+    if not isinstance(model, ScoreModel):
+        raise TypeError(
+            f"model must be a ScoreModel, got {type(model).__name__}; say what the network predicts "
+            f'and on which process: fastlik.wrap(net, fastlik.VP(), predicts="noise")'
+        )
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off and the like; every module's own mode is restored afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def wrap(
@@ -251,14 +275,10 @@ def wrap(
         TypeError: ``schedule`` is not a Schedule.
     """
     if not isinstance(schedule, Schedule):
-        raise TypeError(
-            f"schedule must be one of fastlik's schedules, e.g. fastlik.VP(), got {schedule!r}"
-        )
+        raise TypeError(f"schedule must be one of fastlik's schedules, e.g. fastlik.VP(), got {schedule!r}")
     check_choice("predicts", predicts, PREDICTIONS)
     if not callable(time):
         check_choice("time", time, TIMES)
         if time == "index" and not isinstance(schedule, DiscreteVP):
             raise ValueError('time="index" is the index of a table: it needs a fastlik.DiscreteVP')
-    return ScoreModel(
-        net, schedule, predicts, time, time_scale, output, call, moments, sigma_data
-    )
+    return ScoreModel(net, schedule, predicts, time, time_scale, output, call, moments, sigma_data)

@@ -320,9 +320,7 @@ class DiscreteVP(Schedule):
         table = torch.as_tensor(self.alphas_cumprod, dtype=torch.float64).flatten()
         inside = bool(((table > 0) & (table < 1)).all())
         if len(table) < 2 or not inside or bool((table.diff() >= 0).any()):
-            raise ValueError(
-                "alphas_cumprod must hold two or more strictly decreasing values within (0, 1)"
-            )
+            raise ValueError("alphas_cumprod must hold two or more strictly decreasing values within (0, 1)")
         object.__setattr__(self, "alphas_cumprod", tuple(table.tolist()))
 
     @property
@@ -370,8 +368,7 @@ class DiscreteVP(Schedule):
 
 
 _BY_NAME = {
-    kind.__name__.lower(): kind
-    for kind in (VP, SubVP, VE, Cosine, EDM, RectifiedFlow, LogSNR, DiscreteVP)
+    kind.__name__.lower(): kind for kind in (VP, SubVP, VE, Cosine, EDM, RectifiedFlow, LogSNR, DiscreteVP)
 }
 
 

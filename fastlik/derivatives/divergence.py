@@ -25,7 +25,7 @@ _BASIS_GROUP = 16
 
 
 def choose_method(method: str, size: int) -> str:
-    """"exact" or "hutchinson" for events of ``size`` numbers."""
+    """ "exact" or "hutchinson" for events of ``size`` numbers."""
     check_choice("divergence", method, METHODS)
     if method == "auto":
         return "exact" if size <= EXACT_UP_TO else "hutchinson"
@@ -42,9 +42,7 @@ def traces(
     return value, (vectors * products).flatten(2).double().sum(2).T
 
 
-def exact_trace(
-    f: Callable[[Tensor], Tensor], x: Tensor, mode: str = "auto"
-) -> tuple[Tensor, Tensor]:
+def exact_trace(f: Callable[[Tensor], Tensor], x: Tensor, mode: str = "auto") -> tuple[Tensor, Tensor]:
     """(f(x), tr J of shape (B,) float64) from all d unit vectors."""
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     value = torch.empty_like(x)

@@ -53,9 +53,7 @@ def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, .
     return c0, c1, c2, c3
 
 
-def random_words(
-    seed: int, stream: Stream, rows: Tensor, draw: int, node: Tensor | int, size: int
-) -> Tensor:
+def random_words(seed: int, stream: Stream, rows: Tensor, draw: int, node: Tensor | int, size: int) -> Tensor:
     """(B, size) uniform 32-bit words as int64.
 
     rows: (B,) int64 ids in [0, 2^48).  node: an int or (B,) int64.  draw: below 2^16.
@@ -64,24 +62,18 @@ def random_words(
     node = torch.as_tensor(node, dtype=torch.int64, device=rows.device).reshape(-1, 1)
     block = torch.arange((size + 3) // 4, device=rows.device)[None]
     words = philox(
-        torch.broadcast_tensors(
-            block, rows & _MASK, (rows >> 32 & 0xFFFF) | (draw << 16), node & _MASK
-        ),
+        torch.broadcast_tensors(block, rows & _MASK, (rows >> 32 & 0xFFFF) | (draw << 16), node & _MASK),
         (seed & _MASK, ((seed >> 32) + 0x10000 * int(stream)) & _MASK),
     )
     return torch.stack(words, -1).flatten(1)[:, :size]
 
 
-def uniform(
-    seed: int, stream: Stream, rows: Tensor, draw: int, node: Tensor | int, size: int
-) -> Tensor:
+def uniform(seed: int, stream: Stream, rows: Tensor, draw: int, node: Tensor | int, size: int) -> Tensor:
     """(B, size) float64 in the open interval (0, 1), multiples of 2^-33."""
     return (random_words(seed, stream, rows, draw, node, size).double() + 0.5) * 2.0**-32
 
 
-def gaussian(
-    seed: int, stream: Stream, rows: Tensor, draw: int, node: Tensor | int, size: int
-) -> Tensor:
+def gaussian(seed: int, stream: Stream, rows: Tensor, draw: int, node: Tensor | int, size: int) -> Tensor:
     """(B, size) standard normal float64 numbers (Box-Muller on pairs of words)."""
     even = size + size % 2
     u = uniform(seed, stream, rows, draw, node, even).unflatten(1, (-1, 2))
@@ -89,18 +81,14 @@ def gaussian(
     return torch.stack((radius * turn.cos(), radius * turn.sin()), -1).flatten(1)[:, :size]
 
 
-def rademacher(
-    seed: int, stream: Stream, rows: Tensor, draw: int, node: Tensor | int, size: int
-) -> Tensor:
+def rademacher(seed: int, stream: Stream, rows: Tensor, draw: int, node: Tensor | int, size: int) -> Tensor:
     """(B, size) signs +-1 float64: bit (c mod 32) of word (c div 32)."""
     words = random_words(seed, stream, rows, draw, node, (size + 31) // 32)
     bits = words[..., None] >> torch.arange(32, device=words.device) & 1
     return (1 - 2 * bits.flatten(1)[:, :size]).double()
 
 
-def probe(
-    kind: str, seed: int, rows: Tensor, draw: int, node: Tensor | int, like: Tensor
-) -> Tensor:
+def probe(kind: str, seed: int, rows: Tensor, draw: int, node: Tensor | int, like: Tensor) -> Tensor:
     """A probe v with E v v' = I for each row of ``like`` (B, *event), in its shape and dtype.
 
     kind: "rademacher" or "gaussian".  rows (B,) int64 ids, draw: which of the K probes, node: which node

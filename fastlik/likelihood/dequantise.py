@@ -82,6 +82,10 @@ class Quantisation:
         """low + w (levels + u) for u in [0, 1), in u's dtype."""
         return self.low + self.bin_width * (levels.to(u.dtype) + u)
 
+    def nearest(self, x: Tensor) -> Tensor:
+        """The int64 levels whose bins hold continuous ``x``; values outside the range go to its ends."""
+        return ((x - self.low) / self.bin_width).floor().long().clamp(0, self.bins - 1)
+
     def check_range(self, x: Tensor) -> None:
         """Raise ValueError where continuous ``x`` leaves the range."""
         bad = (x < self.low) | (x > self.high)

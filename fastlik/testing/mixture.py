@@ -33,9 +33,7 @@ class GaussianMixture:
         count, size = self.means.shape
         covariances = torch.as_tensor(covariances, dtype=torch.float64)
         if covariances.dim() < 3:
-            covariances = covariances.expand(count)[:, None, None] * torch.eye(
-                size, dtype=torch.float64
-            )
+            covariances = covariances.expand(count)[:, None, None] * torch.eye(size, dtype=torch.float64)
         self.covariances = covariances
         self.eigenvalues, self.axes = torch.linalg.eigh(covariances)  # (K, d), (K, d, d)
 
@@ -48,9 +46,7 @@ class GaussianMixture:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
         axes, _ = torch.linalg.qr(draw(components, size, size))
-        spread = 0.05 + 0.55 * torch.rand(
-            components, size, generator=generator, dtype=torch.float64
-        )
+        spread = 0.05 + 0.55 * torch.rand(components, size, generator=generator, dtype=torch.float64)
         covariances = (axes * spread[:, None] ** 2) @ axes.mT
         weights = torch.rand(components, generator=generator, dtype=torch.float64) + 0.2
         return cls(weights, draw(components, size), covariances)
@@ -89,26 +85,21 @@ class GaussianMixture:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """log joint (B, K), responsibilities (B, K), whitened offset and variances (B, K, d)."""
         alpha, sigma = (
-            torch.as_tensor(value, dtype=torch.float64).reshape(-1, 1, 1)
-            for value in (alpha, sigma)
+            torch.as_tensor(value, dtype=torch.float64).reshape(-1, 1, 1) for value in (alpha, sigma)
         )
         offset = x.double()[:, None] - alpha * self.means
         projected = torch.einsum("kji,bkj->bki", self.axes, offset)
         variance = alpha**2 * self.eigenvalues + sigma**2
-        log_joint = self.weights.log() - 0.5 * (
-            projected**2 / variance + (2 * math.pi * variance).log()
-        ).sum(-1)
+        log_joint = self.weights.log() - 0.5 * (projected**2 / variance + (2 * math.pi * variance).log()).sum(
+            -1
+        )
         return log_joint, log_joint.softmax(1), projected / variance, variance
 
-    def log_density(
-        self, x: Tensor, alpha: Tensor | float = 1.0, sigma: Tensor | float = 0.0
-    ) -> Tensor:
+    def log_density(self, x: Tensor, alpha: Tensor | float = 1.0, sigma: Tensor | float = 0.0) -> Tensor:
         """log p(x_t = x) in nats, (B,) float64; alpha, sigma are numbers or (B,)."""
         return self._components(x, alpha, sigma)[0].logsumexp(1)
 
-    def score(
-        self, x: Tensor, alpha: Tensor | float = 1.0, sigma: Tensor | float = 0.0
-    ) -> Tensor:
+    def score(self, x: Tensor, alpha: Tensor | float = 1.0, sigma: Tensor | float = 0.0) -> Tensor:
         """grad log p_t(x), (B, d) float64."""
         _, r, white, _ = self._components(x, alpha, sigma)
         return -torch.einsum("bk,kij,bkj->bi", r, self.axes, white)
@@ -120,9 +111,7 @@ class GaussianMixture:
         shift = torch.einsum("kij,bkj->bki", self.axes, alpha * self.eigenvalues * white)
         return (r[..., None] * (self.means + shift)).sum(1)
 
-    def hessian(
-        self, x: Tensor, alpha: Tensor | float = 1.0, sigma: Tensor | float = 0.0
-    ) -> Tensor:
+    def hessian(self, x: Tensor, alpha: Tensor | float = 1.0, sigma: Tensor | float = 0.0) -> Tensor:
         """Hessian of log p_t, (B, d, d) float64: E_r[H_k + s_k s_k'] - s s'."""
         _, r, white, variance = self._components(x, alpha, sigma)
         scores = -torch.einsum("kij,bkj->bki", self.axes, white)
@@ -137,9 +126,7 @@ class GaussianMixture:
         """grad tr Hessian of log p_t, (B, d) float64 (the third-order score term)."""
         _, r, white, variance = self._components(x, alpha, sigma)
         s = -torch.einsum("kij,bkj->bki", self.axes, white)
-        hessian_s = -torch.einsum(
-            "kij,bkj,klj,bkl->bki", self.axes, 1 / variance, self.axes, s
-        )
+        hessian_s = -torch.einsum("kij,bkj,klj,bkl->bki", self.axes, 1 / variance, self.axes, s)
         trace = -(1 / variance).sum(-1, keepdim=True)
         square = (s**2).sum(-1, keepdim=True)
         first = (r[..., None] * ((square + trace) * s + 2 * hessian_s)).sum(1)
@@ -178,9 +165,7 @@ class GaussianMixture:
 class _MixtureNet(nn.Module):
     """The network that would have learned a mixture's score exactly."""
 
-    def __init__(
-        self, mixture: GaussianMixture, schedule: Schedule, predicts: str, misfit: float
-    ) -> None:
+    def __init__(self, mixture: GaussianMixture, schedule: Schedule, predicts: str, misfit: float) -> None:
         super().__init__()
         self.mixture, self.schedule = mixture, schedule
         self.predicts, self.misfit = predicts, misfit

@@ -1,0 +1,42 @@
+"""fastlik: train score, diffusion and flow models for likelihood, and evaluate their likelihood."""
+
+from . import data, nn, testing
+from .derivatives.divergence import divergence
+from .derivatives.products import jvp
+from .likelihood.ode import ode_nll
+from .likelihood.result import NLL, ConvergenceWarning
+from .model import ScoreModel, wrap
+from .ops.dispatch import backends
+from .sampling import sample
+from .schedule import EDM, VE, VP, Cosine, DiscreteVP, LogSNR, RectifiedFlow, SubVP
+from .solvers.odeint import odeint
+from .training import Run, load, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EDM",
+    "NLL",
+    "VE",
+    "VP",
+    "ConvergenceWarning",
+    "Cosine",
+    "DiscreteVP",
+    "LogSNR",
+    "RectifiedFlow",
+    "Run",
+    "ScoreModel",
+    "SubVP",
+    "backends",
+    "data",
+    "divergence",
+    "jvp",
+    "load",
+    "nn",
+    "ode_nll",
+    "odeint",
+    "sample",
+    "testing",
+    "train",
+    "wrap",
+]

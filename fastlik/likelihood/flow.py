@@ -1,0 +1,94 @@
+"""The augmented ODE of a likelihood: the state with its log-density, as a solver's System.
+
+With z = x / s(t), s = sqrt(alpha^2 + sigma^2), and the angle phi = arctan(sigma / alpha),
+
+    dz/dphi = v(z, phi),   log p(x) = log p(x_prior) + d log(s_prior / s_data) + int tr dv/dz dphi
+
+(Chen et al. 2018, eq. 8; Song et al. 2021, ICLR, eq. 39).  State and trace share one network evaluation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..derivatives.divergence import exact_trace, traces
+from ..derivatives.probes import probe
+from ..model import ScoreModel, per_row
+from ..solvers.clock import Clock
+
+
+@dataclass(frozen=True)
+class Trace:
+    """How the divergence is taken: exactly, or by ``probes`` probes of a kind, keyed by ``seed``."""
+
+    exact: bool
+    probes: int
+    kind: str
+    fresh: bool
+    seed: int
+    mode: str
+
+    @property
+    def columns(self) -> int:
+        """Integrals carried along: one per probe, so that their spread gives the standard error."""
+        return 1 if self.exact else self.probes
+
+
+class LikelihoodFlow:
+    """z and its log-density over the clock u, for some rows of a batch (a solver's System).
+
+    Without a ``trace`` it is the state alone.
+    """
+
+    def __init__(
+        self, model: ScoreModel, clock: Clock, trace: Trace | None, rows: Tensor, condition: dict
+    ) -> None:
+        self.model, self.clock, self.trace = model, clock, trace
+        self.rows, self.condition = rows, condition
+        self._node: Tensor | None = None
+        self._vectors: Tensor | None = None
+
+    def take(self, index: Tensor) -> LikelihoodFlow:
+        condition = {name: take_rows(v, index, len(self.rows)) for name, v in self.condition.items()}
+        return LikelihoodFlow(self.model, self.clock, self.trace, self.rows[index], condition)
+
+    def __call__(self, u: Tensor, z: Tensor, node: Tensor) -> tuple[Tensor, Tensor | None]:
+        angle, rate = self.clock.angle(u), self.clock.rate(u)
+
+        def field(z: Tensor) -> Tensor:
+            return self.model.angular_velocity(z, angle, **self.condition)
+
+        if self.trace is None:
+            return per_row(rate, z) * field(z), None
+        if self.trace.exact:
+            v, trace = exact_trace(field, z, self.trace.mode)
+            trace = trace[:, None]
+        else:
+            v, trace = traces(field, z, self._probes(z, node), self.trace.mode)
+        return per_row(rate, z) * v, rate[:, None] * trace
+
+    def sensitivity(self, u: Tensor, z: Tensor, slope: Tensor) -> Tensor:
+        """grad_z log p, by the model's own score: -eps_hat / sin(phi) = -z - v / tan(phi)."""
+        angle = self.clock.angle(u)
+        # at phi = 0 the score has no limit in terms of v; there the state no longer moves either
+        gain = 1 / (self.clock.rate(u) * angle.tan().clamp(min=1e-12))
+        return -z - per_row(gain, z) * slope
+
+    def _probes(self, z: Tensor, node: Tensor) -> Tensor:
+        """The probes (K, *z.shape) of each row's present step, kept from stage to stage."""
+        node = node if self.trace.fresh else torch.zeros_like(node)
+        if self._node is None or not torch.equal(self._node, node):
+            kind, seed = self.trace.kind, self.trace.seed
+            draws = [probe(kind, seed, self.rows, k, node, z) for k in range(self.trace.probes)]
+            self._vectors, self._node = torch.stack(draws), node.clone()
+        return self._vectors
+
+
+def take_rows(value: object, index: Tensor, batch: int) -> object:
+    """A condition's rows ``index`` where it is a tensor with one entry a row, else itself."""
+    if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch:
+        return value[index]
+    return value

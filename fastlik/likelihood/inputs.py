@@ -1,0 +1,127 @@
+"""What ``ode_nll`` is given, checked and completed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..derivatives.divergence import METHODS, MODES
+from ..derivatives.probes import PROBES, Stream, uniform
+from ..model import ScoreModel, check_model, coefficients
+from ..solvers.tableau import TABLEAUS
+from .dequantise import Quantisation, integer_error
+
+PROBE_MODES = ("fresh", "frozen")
+DEQUANTISERS = (None, "uniform")
+
+
+def choose_quantisation(
+    model: ScoreModel,
+    dequantize: str | None,
+    bins: int | None,
+    data_range: tuple[float, float] | None,
+) -> Quantisation | None:
+    """What the caller says of bins and range, completed by what the model was trained with."""
+    trained = model.quantisation
+    if bins is None and (dequantize is not None or data_range is not None):
+        if trained is None:
+            given = f"dequantize={dequantize!r}" if dequantize else "data_range"
+            raise ValueError(f"{given} needs bins=, the number of levels (256 for 8-bit images)")
+        bins = trained.bins
+    if bins is None:
+        return None
+    return Quantisation(bins, *(data_range or (trained.range if trained else (-1.0, 1.0))))
+
+
+def check_options(
+    model: object,
+    method: str,
+    divergence: str,
+    probe: str,
+    probe_mode: str,
+    mode: str,
+    dequantize: str | None,
+    prior: object,
+) -> None:
+    check_model(model)
+    checks.check_choice("method", method, ("auto", *TABLEAUS))
+    checks.check_choice("divergence", divergence, METHODS)
+    checks.check_choice("probe", probe, PROBES)
+    checks.check_choice("probe_mode", probe_mode, PROBE_MODES)
+    checks.check_choice("mode", mode, MODES)
+    checks.check_choice("dequantize", dequantize, DEQUANTISERS)
+
+
+def check_data(
+    x: Tensor, dequantize: str | None, quantisation: Quantisation | None, importance: int
+) -> Tensor:
+    if dequantize is None:
+        if isinstance(x, Tensor) and not x.is_floating_point():
+            raise integer_error(x.dtype)
+        checks.check_batch(x)
+        if quantisation is not None:
+            quantisation.check_range(x)
+        if importance > 1:
+            raise ValueError("importance averages dequantisation draws: it needs dequantize=")
+    else:
+        checks.check_batch(x, integers=True)
+        quantisation.levels(x)
+    return x
+
+
+def check_rows(rows: Tensor | None, x: Tensor) -> Tensor:
+    if rows is None:
+        return torch.arange(len(x), device=x.device)
+    rows = torch.as_tensor(rows, device=x.device)
+    if rows.shape != x.shape[:1] or rows.is_floating_point() or rows.is_complex():
+        raise ValueError(
+            f"rows must be {len(x)} integer ids, one for each row of x, got shape {tuple(rows.shape)} "
+            f"{rows.dtype}"
+        )
+    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < 2**48:
+        raise ValueError("rows must lie in [0, 2^48): they key the random draws")
+    return rows.long()
+
+
+def time_span(model: ScoreModel, t_min: float | None, t_max: float | None) -> tuple[float, float]:
+    """(t_data, t_prior), checked: the prediction must determine the ODE at both ends."""
+    schedule = model.schedule
+    low = schedule.t_min if t_min is None else float(t_min)
+    high = schedule.t_max if t_max is None else float(t_max)
+    if not schedule.t_min <= low < high <= schedule.t_max:
+        raise ValueError(
+            f"t_min={low:.6g}, t_max={high:.6g} must be an interval within the schedule's "
+            f"[{schedule.t_min:.6g}, {schedule.t_max:.6g}]"
+        )
+    ends = (low, high) if schedule.t_data <= schedule.t_prior else (high, low)
+    for t in ends:
+        time = torch.tensor([t], dtype=torch.float64)
+        affine = coefficients("v", model.predicts, schedule, time, model.sigma_data)
+        if not all(bool(value.isfinite().all()) for value in affine):
+            raise ValueError(
+                f"a prediction of {model.predicts!r} does not determine the ODE at t={t:.6g}, where alpha or "
+                f"sigma is 0: shorten the interval with t_min= / t_max= (for example by 1e-3), or use a "
+                f'"velocity" or "v" network'
+            )
+    return ends
+
+
+def dequantised(
+    x: Tensor,
+    quantisation: Quantisation,
+    rows: Tensor,
+    draw: int,
+    seed: int,
+    model: ScoreModel,
+) -> Tensor:
+    """Continuous data of draw ``draw`` in the network's precision (x's own where it is floating)."""
+    levels = quantisation.levels(x)
+    size = x[:1].numel()
+    u = uniform(seed, Stream.DEQUANTISE, rows, draw, 0, size).reshape(x.shape)
+    dtype = x.dtype if x.is_floating_point() else parameter_dtype(model) or torch.float32
+    return quantisation.continuous(levels, u).to(dtype)
+
+
+def parameter_dtype(model: ScoreModel) -> torch.dtype | None:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
