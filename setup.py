@@ -125,9 +125,9 @@ class Ninja:
         run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:
             print(run.stdout, run.stderr, sep="\n")
-            output = (run.stdout + run.stderr).splitlines()
-            errors = [line for line in output if "error" in line.lower()] or output
-            raise BuildError(errors[0].strip())
+            lines = (run.stdout + run.stderr).splitlines()
+            reasons = [line for mark in ("error:", "FAILED") for line in lines if mark in line]
+            raise BuildError((reasons or lines[-1:] or ["ninja failed"])[0].strip())
         return self.folder / target
 
     @staticmethod
