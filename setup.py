@@ -126,8 +126,9 @@ class Ninja:
         if run.returncode:
             print(run.stdout, run.stderr, sep="\n")
             lines = (run.stdout + run.stderr).splitlines()
-            reasons = [line for mark in ("error:", "FAILED") for line in lines if mark in line]
-            raise BuildError((reasons or lines[-1:] or ["ninja failed"])[0].strip())
+            marks = ("error:", "fatal", "FAILED", "")
+            reason = next(line for mark in marks for line in lines if mark in line)
+            raise BuildError(f"compilation failed: {reason.strip()}")
         return self.folder / target
 
     @staticmethod

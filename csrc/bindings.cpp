@@ -1,12 +1,12 @@
-// fastlik._native: addresses, sizes and strides in.  No torch headers; checks and allocations belong
-// to the Python callers, fastlik/ops/<op>/native.py.
+// fastlik._native: addresses, sizes and strides in; CUDA functions take a stream as well and return
+// a cudaError_t.  No torch headers; checks and allocations belong to the Python callers,
+// fastlik/ops/<op>/native.py.
 #include <pybind11/pybind11.h>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "isa.h"
+#ifdef FASTLIK_CUDA
+#include "fastlik/cuda.h"
+#endif
 
 namespace py = pybind11;
 
@@ -118,18 +118,31 @@ void rk_advance(bool is_double, const py::tuple& sizes, const py::tuple& address
   run(args, threads);
 }
 
+#ifdef FASTLIK_CUDA
+int rk_combine_cuda(bool is_double, const py::tuple& sizes, const py::tuple& addresses,
+                    const py::tuple& strides, const py::tuple& weights, std::uintptr_t stream) {
+  const CombineArgs args = combine_args(sizes, addresses, strides, weights);
+  const auto run = is_double ? cuda::combine<double> : cuda::combine<float>;
+  py::gil_scoped_release release;
+  return run(args, reinterpret_cast<void*>(stream));
+}
+
+int rk_advance_cuda(bool is_double, const py::tuple& sizes, const py::tuple& addresses,
+                    const py::tuple& strides, const py::tuple& b, const py::tuple& e,
+                    const py::tuple& tolerances, const py::tuple& controller, bool fsal,
+                    std::uintptr_t stream) {
+  const AdvanceArgs args =
+      advance_args(sizes, addresses, strides, b, e, tolerances, controller, fsal);
+  const auto run = is_double ? cuda::advance<double> : cuda::advance<float>;
+  py::gil_scoped_release release;
+  return run(args, reinterpret_cast<void*>(stream));
+}
+#endif
+
 py::list isas() {
   py::list names;
   for (Isa isa : supported_isas()) names.append(isa_name(isa));
   return names;
-}
-
-int max_threads() {
-#ifdef _OPENMP
-  return omp_get_max_threads();
-#else
-  return 1;
-#endif
 }
 
 }  // namespace
@@ -141,8 +154,11 @@ PYBIND11_MODULE(_native, m) {
   m.def("isas", &isas, "Instruction sets that this build and this CPU have, best first.");
   m.def("isa", [] { return isa_name(active_isa); }, "The instruction set in use.");
   m.def("select_isa", &select_isa, "Use another instruction set (for tests).");
-  m.def("max_threads", &max_threads);
   m.def("rk_combine", &rk_combine);
   m.def("rk_advance", &rk_advance);
+#ifdef FASTLIK_CUDA
+  m.def("rk_combine_cuda", &rk_combine_cuda);
+  m.def("rk_advance_cuda", &rk_advance_cuda);
+#endif
   m.attr("max_stages") = kMaxStages;
 }

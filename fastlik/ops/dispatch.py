@@ -79,9 +79,32 @@ def _native_obstacle(op: str, tensor: Tensor) -> str:
         return f"{op} has no native implementation"
     if tensor.dtype not in NATIVE_DTYPES:
         return f"native {op} takes torch.float32 and torch.float64, not {tensor.dtype}"
-    if tensor.device.type != "cpu":
-        return f"native {op} takes CPU tensors, not {tensor.device.type} ones"
+    if tensor.is_cuda and "cuda_archs" not in build_info().get("native", {}):
+        why = build_info().get("native", {}).get("why_no_cuda", "nvcc was not found")
+        return f"the native module was built without CUDA ({why})"
+    if not (tensor.is_cpu or tensor.is_cuda):
+        return f"native {op} takes CPU and CUDA tensors, not {tensor.device.type} ones"
     return ""
+
+
+def call_native(function: str, tensor: Tensor, *args: object) -> None:
+    """Call ``fastlik._native.<function>`` where ``tensor`` lives.
+
+    On the CPU the last argument is the number of threads; on a GPU, where the function's name ends
+    in _cuda, it is PyTorch's current stream, on which the kernel is queued.
+
+    Raises:
+        RuntimeError: CUDA did not take the kernel.
+    """
+    module = native_module()
+    if tensor.is_cpu:
+        getattr(module, function)(*args, torch.get_num_threads())
+        return
+    with torch.cuda.device(tensor.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        error = getattr(module, f"{function}_cuda")(*args, stream)
+    if error:
+        raise RuntimeError(f"{function}_cuda failed with CUDA error {error} on {tensor.device}")
 
 
 def choose(op: str, backend: str, tensor: Tensor, *others: Tensor) -> str:
@@ -105,6 +128,8 @@ def choose(op: str, backend: str, tensor: Tensor, *others: Tensor) -> str:
         check_choice(name, backend, BACKENDS)
     if backend == "torch":
         return "torch"
+    if backend == "auto" and not tensor.is_cpu:
+        return "torch"  # PyTorch's own kernels are the fast ones there
     if torch.compiler.is_compiling() or any(map(_differentiated, (tensor, *others))):
         if backend == "auto":
             return "torch"
@@ -122,8 +147,7 @@ def choose(op: str, backend: str, tensor: Tensor, *others: Tensor) -> str:
         return "native" if backend == "auto" else backend
     if backend != "auto":
         raise RuntimeError(f"backend={backend!r} is not available: {obstacle}")
-    if tensor.device.type == "cpu":  # elsewhere PyTorch's own kernels are what "auto" means
-        _warn_once(f"fastlik runs the slower PyTorch implementation of its kernels: {obstacle}")
+    _warn_once(f"fastlik runs the slower PyTorch implementation of its kernels: {obstacle}")
     return "torch"
 
 

@@ -1,4 +1,4 @@
-"""The Runge-Kutta step in C++: unpacks checked tensors into addresses, sizes and strides."""
+"""The Runge-Kutta step in C++ and CUDA: checked tensors as addresses, sizes and strides."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastlik.ops.dispatch import native_module
+from fastlik.ops.dispatch import call_native
 from fastlik.ops.rk_step.reference import Advance, Controller
 
 
 def combine(y: Tensor, k: Tensor, weights: Sequence[float], h: Tensor, out: Tensor) -> Tensor:
     """``reference.combine`` into ``out``; every row of y, k and out is contiguous."""
     size = y[0].numel() if len(y) else 0
-    native_module().rk_combine(
+    call_native(
+        "rk_combine",
+        y,
         y.dtype == torch.float64,
         (len(y), size),
         (y.data_ptr(), k.data_ptr(), out.data_ptr(), h.data_ptr()),
         (y.stride(0), k.stride(0), k.stride(1), out.stride(0)),
         tuple(weights),
-        torch.get_num_threads(),
     )
     return out
 
@@ -49,13 +50,15 @@ def advance(
 ) -> Advance:
     """``reference.advance``; every row of y, k, q, kq and sensitivity is contiguous."""
     size = y[0].numel() if len(y) else 0
-    threads = torch.get_num_threads()
-    saved = torch.empty(threads * size, dtype=y.dtype)
+    # the CPU kernel keeps the old row of each thread until the step is accepted
+    saved = y.new_empty(torch.get_num_threads() * size if y.is_cpu else 0)
     error = torch.empty_like(h)
     accepted = torch.empty_like(rejected)
     tensors = (y, k, sensitivity, saved, q, kq)
     tensors += (h, t, error_prev, defect, error, t_end, rejected, accepted, status)
-    native_module().rk_advance(
+    call_native(
+        "rk_advance",
+        y,
         y.dtype == torch.float64,
         (len(y), size, len(k), 0 if q is None else q.shape[1]),
         tuple(0 if x is None else x.data_ptr() for x in tensors),
@@ -78,6 +81,5 @@ def advance(
             controller.beta,
         ),
         fsal,
-        threads,
     )
     return Advance(accepted, error)
