@@ -133,13 +133,9 @@ class Ninja:
 
     @staticmethod
     def find() -> str:
-        """The ninja executable: of the Python package if there, else on PATH."""
-        try:
-            from ninja import BIN_DIR
-        except ImportError:
-            path = shutil.which("ninja")
-        else:
-            path = shutil.which("ninja", path=BIN_DIR)
+        """The ninja executable: on PATH (pip's isolated builds), else beside this Python."""
+        scripts = sysconfig.get_path("scripts")
+        path = shutil.which("ninja") or shutil.which("ninja", path=scripts)
         if path is None:
             raise BuildError("no ninja found; pip install ninja")
         return path
