@@ -415,6 +415,10 @@ def test_combine_is_differentiable():
     torch.testing.assert_close(tangent, combine(y, k, B, h) - y)
 
 
+def test_every_status_says_what_it_means():
+    assert len({status.description for status in Status}) == len(Status)
+
+
 def test_controller_needs_a_positive_exponent():
     with pytest.raises(ValueError, match="beta"):
         Controller(order=5, beta=0.3)
