@@ -4,7 +4,7 @@ from . import data, nn, testing
 from .derivatives.divergence import divergence
 from .derivatives.products import jvp
 from .likelihood.ode import ode_nll
-from .likelihood.result import NLL, ConvergenceWarning
+from .likelihood.result import NLL, ConvergenceWarning, EvaluationInterrupted
 from .model import ScoreModel, wrap
 from .ops.dispatch import backends
 from .sampling import sample
@@ -22,6 +22,7 @@ __all__ = [
     "ConvergenceWarning",
     "Cosine",
     "DiscreteVP",
+    "EvaluationInterrupted",
     "LogSNR",
     "RectifiedFlow",
     "Run",

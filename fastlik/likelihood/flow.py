@@ -22,7 +22,8 @@ from ..solvers.clock import Clock
 
 @dataclass(frozen=True)
 class Trace:
-    """How the divergence is taken: exactly, or by ``probes`` probes of a kind, keyed by ``seed``."""
+    """How the divergence is taken: exactly, or by ``probes`` probes of a kind, keyed by ``seed`` and
+    numbered from ``first_draw``."""
 
     exact: bool
     probes: int
@@ -30,6 +31,7 @@ class Trace:
     fresh: bool
     seed: int
     mode: str
+    first_draw: int = 0
 
     @property
     def columns(self) -> int:
@@ -82,7 +84,8 @@ class LikelihoodFlow:
         node = node if self.trace.fresh else torch.zeros_like(node)
         if self._node is None or not torch.equal(self._node, node):
             kind, seed = self.trace.kind, self.trace.seed
-            draws = [probe(kind, seed, self.rows, k, node, z) for k in range(self.trace.probes)]
+            numbers = range(self.trace.first_draw, self.trace.first_draw + self.trace.probes)
+            draws = [probe(kind, seed, self.rows, number, node, z) for number in numbers]
             self._vectors, self._node = torch.stack(draws), node.clone()
         return self._vectors
 

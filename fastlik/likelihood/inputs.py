@@ -70,6 +70,20 @@ def check_data(
     return x
 
 
+def check_placement(model: ScoreModel, x: Tensor) -> None:
+    """Raise where the network cannot take ``x``: another floating dtype, or another device."""
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if parameter is None:
+        return
+    if x.is_floating_point() and x.dtype != parameter.dtype:
+        raise TypeError(
+            f"x is {x.dtype} but the network is {parameter.dtype}: pass x.to({parameter.dtype}), "
+            f"or convert the model with model.to({x.dtype})"
+        )
+    if x.device != parameter.device:
+        raise ValueError(f"x is on {x.device} but the network is on {parameter.device}: move one of them")
+
+
 def check_rows(rows: Tensor | None, x: Tensor) -> Tensor:
     if rows is None:
         return torch.arange(len(x), device=x.device)

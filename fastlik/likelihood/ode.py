@@ -6,8 +6,9 @@ fixed grids, nothing compiled.  Fast paths are compared with it.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,13 +24,14 @@ from .flow import Trace, take_rows
 from .inputs import (
     check_data,
     check_options,
+    check_placement,
     check_rows,
     choose_quantisation,
     dequantised,
     time_span,
 )
 from .prior import choose_prior, prior_mismatch
-from .result import NLL, warn_of_failures
+from .result import NLL, EvaluationInterrupted, warn_of_failures
 from .solve import Problem, solve
 
 
@@ -98,6 +100,7 @@ def ode_nll(
 
     Raises:
         TypeError, ValueError: input that has no likelihood as given; the message says what to change.
+        EvaluationInterrupted: on Ctrl-C, with the rows finished so far in its ``partial``.
     """
     check_options(model, method, divergence, probe, probe_mode, mode, dequantize, prior)
     for name, value in (("probes", probes), ("importance", importance), ("max_steps", max_steps)):
@@ -105,6 +108,7 @@ def ode_nll(
     checks.check_positive("tolerance", tolerance)
     quantisation = choose_quantisation(model, dequantize, bins, data_range)
     x = check_data(x, dequantize, quantisation, importance)
+    check_placement(model, x)
     rows = check_rows(rows, x)
     condition = dict(condition or {})
     size = x[0].numel() if len(x) else x.new_empty(1, *x.shape[1:]).numel()
@@ -121,39 +125,56 @@ def ode_nll(
         max_steps=max_steps,
         backend=backend,
     )
-    parts = []
-    with evaluating(model), progress_bar(progress, total=len(x) * importance, unit="row") as bar:
+    protocol = _protocol(problem, size, quantisation, dequantize, importance)
+
+    def finish(result: NLL) -> NLL:
+        precision = str(result.latent.dtype).removeprefix("torch.")
+        result.protocol = protocol | {"precision": precision}
+        warn_of_failures(result.status, result.stopped_at, "have no likelihood (nats = NaN)")
+        return result
+
+    def evaluate(index: Tensor) -> NLL:
+        """The rows ``index``, all their draws."""
+        taken = {name: take_rows(value, index, len(x)) for name, value in condition.items()}
+        parts = []
         for draw in range(importance):
-            data = x
+            data = x[index]
             if dequantize is not None:
-                data = dequantised(x, quantisation, rows, draw, seed, model)
-            parts.append(_by_chunks(problem, data, rows, condition, chunk, bar))
-    result = _importance_weighted(parts)
-    if quantisation is not None:
-        result.nats -= size * quantisation.log_bin_width
-    result.protocol = _protocol(problem, result.latent.dtype, size, quantisation, dequantize, importance)
-    warn_of_failures(result.status, result.stopped_at, "have no likelihood (nats = NaN)")
-    return result
+                data = dequantised(data, quantisation, rows[index], draw, seed, model)
+            drawn = replace(problem, trace=replace(problem.trace, first_draw=draw * probes))
+            parts.append(solve(drawn, data, rows[index], taken))
+        result = _importance_weighted(parts)
+        if quantisation is not None:
+            result.nats -= size * quantisation.log_bin_width
+        return result
+
+    done: list[NLL] = []
+    with evaluating(model), progress_bar(progress, total=len(x), unit="row") as bar:
+        try:
+            for part in _by_chunks(evaluate, x, chunk):
+                done.append(part)
+                bar.update(len(part))
+        except KeyboardInterrupt as interrupt:
+            if not done:
+                raise
+            raise EvaluationInterrupted(finish(NLL.concatenate(done)), len(x)) from interrupt
+    return finish(NLL.concatenate(done))
 
 
-def _by_chunks(problem: Problem, x: Tensor, rows: Tensor, condition: dict, chunk: str | int, bar: Any) -> NLL:
-    """All rows, ``chunk`` at a time; "auto" halves the chunk where memory runs out."""
+def _by_chunks(evaluate: Callable[[Tensor], NLL], x: Tensor, chunk: str | int) -> Iterator[NLL]:
+    """Results of ``chunk`` rows at a time; "auto" halves the chunk where memory runs out."""
     size = _chunk_size(chunk, x)
     index = torch.arange(len(x), device=x.device)
-    parts, start = [], 0
-    while start < len(x) or not parts:
-        part = index[start : start + size]
-        taken = {name: take_rows(value, part, len(x)) for name, value in condition.items()}
+    start = 0
+    while start < len(x) or start == 0:
         try:
-            parts.append(solve(problem, x[part], rows[part], taken))
+            yield evaluate(index[start : start + size])
         except torch.OutOfMemoryError:
             if chunk != "auto" or size == 1:
                 raise
             size = size // 2
             continue
         start += size
-        bar.update(len(part))
-    return NLL.concatenate(parts)
 
 
 def _chunk_size(chunk: str | int, x: Tensor) -> int:
@@ -173,7 +194,7 @@ def _importance_weighted(parts: list[NLL]) -> NLL:
     status = torch.stack([part.status for part in parts]).amax(0)
     return replace(
         parts[0],
-        nats=-(log_p.logsumexp(0) - torch.tensor(float(len(parts))).log()),
+        nats=-(log_p.logsumexp(0) - math.log(len(parts))),
         stderr=(weights * spread).square().sum(0).sqrt(),
         discretisation=(weights * torch.stack([part.discretisation for part in parts])).sum(0),
         nfe=torch.stack([part.nfe for part in parts]).sum(0),
@@ -184,7 +205,6 @@ def _importance_weighted(parts: list[NLL]) -> NLL:
 
 def _protocol(
     problem: Problem,
-    dtype: torch.dtype,
     size: int,
     quantisation: Quantisation | None,
     dequantize: str | None,
@@ -203,7 +223,6 @@ def _protocol(
         "method": problem.tableau.name,
         "tolerance_nats_per_dim": problem.tolerance,
         "divergence": "exact" if trace.exact else "hutchinson",
-        "precision": str(dtype).removeprefix("torch."),
         "backend": problem.backend,
         "dequantize": dequantize,
     }

@@ -21,6 +21,16 @@ class ConvergenceWarning(UserWarning):
     """Some rows have no likelihood; they are NaN and flagged in ``NLL.status``."""
 
 
+class EvaluationInterrupted(KeyboardInterrupt):
+    """Ctrl-C during an evaluation; ``partial`` is the :class:`NLL` of the rows already finished."""
+
+    def __init__(self, partial: NLL, rows: int) -> None:
+        super().__init__(
+            f"interrupted after {len(partial)} of {rows} rows; the exception's .partial holds their results"
+        )
+        self.partial = partial
+
+
 class Mean(NamedTuple):
     """A data-set mean with its standard error; negative log-likelihood, lower is better."""
 

@@ -131,7 +131,7 @@ def _check_times(t: Tensor, batch: int) -> None:
     gaps = t.diff(dim=-1)
     if not bool(t.isfinite().all()):
         raise ValueError("t holds NaN or infinity")
-    if not (bool((gaps > 0).all()) or bool((gaps < 0).all())):
+    if not bool(((gaps > 0).all(-1) | (gaps < 0).all(-1)).all()):
         raise ValueError("t must be strictly increasing or strictly decreasing along its last dimension")
 
 

@@ -1,0 +1,52 @@
+"""Shared fixtures: the oracle distributions, and every schedule."""
+
+import pytest
+import torch
+
+import fastlik
+from fastlik.testing import GaussianMixture
+
+SCHEDULES = {
+    "VP": fastlik.VP(),
+    "SubVP": fastlik.SubVP(),
+    "VE": fastlik.VE(),
+    "Cosine": fastlik.Cosine(),
+    "EDM": fastlik.EDM(),
+    "RectifiedFlow": fastlik.RectifiedFlow(),
+    "RectifiedFlow-data-at-1": fastlik.RectifiedFlow(data_at=1),
+    "LogSNR-vp": fastlik.LogSNR(),
+    "LogSNR-straight": fastlik.LogSNR(path="straight"),
+    "DiscreteVP": fastlik.DiscreteVP(
+        torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    ),
+}
+
+
+@pytest.fixture(params=SCHEDULES, scope="session")
+def schedule(request):
+    return SCHEDULES[request.param]
+
+
+@pytest.fixture(scope="session")
+def mixture():
+    """Four components with full covariances in three dimensions."""
+    return GaussianMixture.random(4, 3)
+
+
+@pytest.fixture(scope="session")
+def ring():
+    return GaussianMixture.ring()
+
+
+@pytest.fixture(scope="session")
+def draw():
+    """draw(mixture, schedule, n): samples at the schedule's data end, with their exact log-density."""
+
+    def draw(mixture, schedule, n, seed=1):
+        alpha, sigma = schedule.alpha(schedule.t_data), schedule.sigma(schedule.t_data)
+        generator = torch.Generator().manual_seed(seed + 1)
+        noise = torch.randn(n, mixture.size, generator=generator, dtype=torch.float64)
+        x = alpha * mixture.sample(n, seed) + sigma * noise
+        return x, mixture.log_density(x, alpha, sigma)
+
+    return draw
