@@ -32,9 +32,7 @@ class Norm(nn.GroupNorm):
 class ResidualBlock(nn.Module):
     """norm, SiLU, conv, norm, FiLM(embedding), SiLU, dropout, conv, and the skip."""
 
-    def __init__(
-        self, inputs: int, outputs: int, embedding: int, groups: int, dropout: float
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, embedding: int, groups: int, dropout: float) -> None:
         super().__init__()
         self.first_norm = Norm(inputs, groups)
         self.first = nn.Conv2d(inputs, outputs, 3, padding=1)
@@ -182,9 +180,7 @@ class UNet(nn.Module):
         channels, classes = self.config["channels"], self.config["classes"]
         factor = 2 ** (len(self.config["multipliers"]) - 1)
         if x.dim() != 4 or x.shape[1] != channels:
-            raise ValueError(
-                f"this UNet takes x of shape (B, {channels}, H, W), got {tuple(x.shape)}"
-            )
+            raise ValueError(f"this UNet takes x of shape (B, {channels}, H, W), got {tuple(x.shape)}")
         if x.shape[2] % factor or x.shape[3] % factor:
             raise ValueError(
                 f"the sides of the image must be multiples of {factor}, got {tuple(x.shape[2:])}; "

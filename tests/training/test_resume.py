@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
@@ -112,39 +109,6 @@ def test_ctrl_c_without_a_folder_says_that_nothing_is_kept(capsys):
     with pytest.raises(KeyboardInterrupt):
         train(LEVELS, Stop(2), **OPTIONS)
     assert "with out=" in capsys.readouterr().err
-
-
-def test_ctrl_c_from_a_terminal(tmp_path):
-    """The same in a process of its own, which ends as an interrupted one does."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        textwrap.dedent(
-            """
-            import os, signal, sys, torch
-            from fastlik.nn import MLP
-            from fastlik.training import train
-            torch.set_num_threads(1)
-
-            class Net(MLP):
-                def forward(self, x, time):
-                    if self.training and not os.path.exists(sys.argv[1] + "/metrics.jsonl.sent"):
-                        open(sys.argv[1] + "/metrics.jsonl.sent", "w").close()
-                        os.kill(os.getpid(), signal.SIGINT)
-                    return super().forward(x, time)
-
-            run = train(torch.ones(9, 2), Net(2, width=8), steps=25, out=sys.argv[1])
-            print("finished", run.history[-1]["step"])
-            """
-        )
-    )
-    command = [sys.executable, str(script), str(tmp_path / "run")]
-    root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-    environment = {**os.environ, "PYTHONPATH": root}
-    first = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert first.returncode != 0
-    assert "interrupted after step 1 of 25" in first.stderr
-    second = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert second.returncode == 0 and "finished 20" in second.stdout
 
 
 def test_a_second_ctrl_c_does_not_wait():
