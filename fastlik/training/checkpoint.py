@@ -23,9 +23,7 @@ def safetensors() -> ModuleType:
         import safetensors
         import safetensors.torch
     except ImportError as error:
-        raise ImportError(
-            "checkpoints are safetensors files: pip install fastlik[train]"
-        ) from error
+        raise ImportError("checkpoints are safetensors files: pip install fastlik[train]") from error
     return safetensors
 
 
@@ -79,9 +77,7 @@ def read_config(folder: Path) -> dict:
             f"{path} cannot be read ({error}); restore it from a copy, or choose another folder"
         ) from error
     if not isinstance(config, dict) or "fastlik" not in config:
-        raise ValueError(
-            f"{path} was not written by fastlik.train; choose another folder for this run"
-        )
+        raise ValueError(f"{path} was not written by fastlik.train; choose another folder for this run")
     return config
 
 

@@ -63,8 +63,7 @@ class Dataset:
         for name, values in self.condition.items():
             if values.shape[:1] != rows.shape[:1]:
                 raise ValueError(
-                    f"condition {name!r} has shape {tuple(values.shape)}, but the data has "
-                    f"{len(rows)} rows"
+                    f"condition {name!r} has shape {tuple(values.shape)}, but the data has {len(rows)} rows"
                 )
 
     @property
@@ -138,9 +137,7 @@ def _tensor(values: object, name: str) -> Tensor:
             raise TypeError(f"{name} is an array of {values.dtype}, not of real numbers")
         values = torch.as_tensor(values)
     if not isinstance(values, Tensor):
-        raise TypeError(
-            f"{name} must be a torch tensor or a numpy array, got {type(values).__name__}"
-        )
+        raise TypeError(f"{name} must be a torch tensor or a numpy array, got {type(values).__name__}")
     return values.detach()
 
 

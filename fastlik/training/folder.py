@@ -7,7 +7,20 @@ import os
 import tempfile
 from pathlib import Path
 
-from .checkpoint import CONFIG, MODEL, STATE, read_config, read_tensors, safetensors, write_text
+from torch import Tensor
+
+from ..model import ScoreModel
+from .checkpoint import (
+    CONFIG,
+    MODEL,
+    STATE,
+    read_config,
+    read_tensors,
+    safetensors,
+    save_model,
+    write_tensors,
+    write_text,
+)
 
 METRICS = "metrics.jsonl"
 
@@ -41,8 +54,6 @@ class RunFolder:
     def open(self, config: dict, resume: str | bool) -> tuple[dict, dict] | None:
         """The saved state (tensors, content) to continue from, or None for a new run.
 
-        Writes config.json.
-
         Raises:
             FileExistsError: ``resume=False`` and the folder holds a run.
             ValueError: the folder's run has another configuration (each difference is listed), or
@@ -66,8 +77,19 @@ class RunFolder:
                     f"{self.path} holds {', '.join(present)} but no {CONFIG}: it is no run that "
                     f"can be continued; choose another folder"
                 )
-        write_text(self.path / CONFIG, json.dumps(config, indent=2) + "\n")
         return saved
+
+    def record(self, config: dict) -> None:
+        """Write config.json."""
+        write_text(self.path / CONFIG, json.dumps(config, indent=2) + "\n")
+
+    def save(self, state: dict[str, Tensor], model: ScoreModel, step: int, window: list[list[float]]) -> None:
+        """Write the checkpoint after ``step`` steps: the state to resume from, the model to use.
+
+        ``window`` holds the metrics that are not yet recorded.
+        """
+        write_tensors(self.state, "state", state, step=step, window=window)
+        save_model(self.model, model, step)
 
     def _compare(self, saved: dict, current: dict) -> None:
         # through JSON, as the saved one came

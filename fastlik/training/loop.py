@@ -18,7 +18,6 @@ from ..model import ScoreModel
 from ..objectives.weighting import Weighting
 from ..progress import progress_bar
 from ..schedule import Schedule, named
-from .checkpoint import save_model, write_tensors
 from .config import Options, check_count, configuration
 from .dataset import Dataset
 from .folder import RunFolder
@@ -47,10 +46,10 @@ def train(
     order: int = 1,
     weighting: Weighting = "likelihood",
     time_sampling: str = "importance",
-    steps: int = 2000,
-    batch_size: int = 128,
-    lr: float = 1e-3,
-    ema: float = 0.999,
+    steps: int = 3000,
+    batch_size: int | None = None,
+    lr: float = 2e-3,
+    ema: float = 0.998,
     warmup: int = 200,
     clip: float | None = 1.0,
     bins: int | None = None,
@@ -81,6 +80,7 @@ def train(
         time_sampling: "importance" (uniform in log-SNR) or "uniform" (in t); the expected loss is
             the same.
         steps: updates in all; a finished run is continued by a higher number.
+        batch_size: by default 512 for events (d,), 64 for all others.
         lr, warmup: Adam's learning rate after ``warmup`` steps of linear growth.
         ema: decay of the average of the weights.
         clip: limit of the gradient's norm, None for no limit.
@@ -111,16 +111,16 @@ def train(
         FloatingPointError: a loss or a gradient that is not finite; the last checkpoint stays.
         KeyboardInterrupt: Ctrl-C, after the step is finished and a checkpoint written.
     """
-    options = Options(
-        order, weighting, time_sampling, batch_size, lr, ema, warmup, clip, seed, precision
-    )
+    dataset = Dataset(data, bins, data_range, dequantize, condition)
+    if batch_size is None:
+        batch_size = 512 if len(dataset.event) == 1 else 64
+    options = Options(order, weighting, time_sampling, batch_size, lr, ema, warmup, clip, seed, precision)
     check_count("steps", steps, 1)
     check_count("checkpoint_every", checkpoint_every, 1)
     check_choice("resume", resume, ("auto", False))
     check_choice("compile", compile, ("auto", True, False))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     generators = [place] if place.type == "cuda" else []
-    dataset = Dataset(data, bins, data_range, dequantize, condition)
     with torch.random.fork_rng(generators):
         seed_generator(torch.device("cpu"), stream_seed(seed, "weights", 0))
         model = _as_score_model(model, schedule, predicts, dataset)
@@ -148,34 +148,30 @@ def train(
         raise ValueError(f"{out} holds a run of {start} steps, more than steps={steps}")
     if start == steps:
         return Run(trainer.ema.model, history, folder.path)
+    if folder is not None:
+        folder.record(config)
     if compiled:
         model.net.compile()
     metrics = Metrics(folder and folder.metrics, batch_size, history, window)
-    with torch.random.fork_rng(generators), Interrupt() as interrupt:
-        bar = progress_bar(progress, total=steps, initial=start, desc="training", unit="step")
-        with bar:
-            for step in range(start, steps):
-                loss, norm = trainer.step(step)
-                done = step + 1
-                record = metrics.add(done, trainer.learning_rate(step), loss, norm)
-                bar.update()
-                if record is not None:
-                    bar.set_postfix_str(f"loss {record['loss']:.4f}")
-                if done % checkpoint_every == 0 or done == steps or interrupt.asked:
-                    metrics.settle(done)
-                    if folder is not None:
-                        _save(folder, trainer, done, metrics.window)
-                if interrupt.asked:
-                    break
+    bar = progress_bar(progress, total=steps, initial=start, desc="training", unit="step")
+    with torch.random.fork_rng(generators), Interrupt() as interrupt, bar:
+        for step in range(start, steps):
+            loss, norm = trainer.step(step)
+            done = step + 1
+            record = metrics.add(done, trainer.learning_rate(step), loss, norm)
+            bar.update()
+            if record is not None:
+                bar.set_postfix_str(f"loss {record['loss']:.4f}")
+            if done % checkpoint_every == 0 or done == steps or interrupt.asked:
+                metrics.settle(done)
+                if folder is not None:
+                    folder.save(trainer.state(), trainer.ema.model, done, metrics.window)
+            if interrupt.asked:
+                break
     if interrupt.asked:
         print(_how_to_resume(folder, done, steps), file=sys.stderr)
         raise KeyboardInterrupt
     return Run(trainer.ema.model, metrics.history, folder and folder.path)
-
-
-def _save(folder: RunFolder, trainer: Trainer, step: int, window: list[list[float]]) -> None:
-    write_tensors(folder.state, "state", trainer.state(), step=step, window=window)
-    save_model(folder.model, trainer.ema.model, step)
 
 
 def _how_to_resume(folder: RunFolder | None, step: int, steps: int) -> str:
@@ -192,13 +188,15 @@ def _as_score_model(
 ) -> ScoreModel:
     """A model of our own to train; what the caller gave is copied, not changed."""
     if isinstance(model, ScoreModel):
+        if schedule != "vp" and named(schedule) != model.schedule:
+            raise ValueError(f"schedule={schedule!r}, but the model has its own {model.schedule}")
+        if predicts not in ("noise", model.predicts):
+            raise ValueError(f"predicts={predicts!r}, but the model predicts {model.predicts!r}")
         return copy.deepcopy(model)
     if model is None:
         model = default_network(dataset.event, dataset.condition)
     elif isinstance(model, nn.Module):
         model = copy.deepcopy(model)
     else:
-        raise TypeError(
-            f"model must be a torch module or a fastlik.wrap(...), got {type(model).__name__}"
-        )
+        raise TypeError(f"model must be a torch module or a fastlik.wrap(...), got {type(model).__name__}")
     return score_model(model, named(schedule), predicts)

@@ -24,9 +24,7 @@ class Trainer:
     Raises ValueError where there is none.
     """
 
-    def __init__(
-        self, model: ScoreModel, dataset: Dataset, options: Options, device: torch.device
-    ) -> None:
+    def __init__(self, model: ScoreModel, dataset: Dataset, options: Options, device: torch.device) -> None:
         self.model = model.to(device).train()
         if not any(p.requires_grad for p in self.model.parameters()):
             self.model.requires_grad_(True)
@@ -54,13 +52,9 @@ class Trainer:
         """
         options = self.options
         seed_generator(self.device, stream_seed(options.seed, "step", step))
-        x0, condition = self.dataset.batch(
-            options.seed, step, options.batch_size, self.device, self.dtype
-        )
+        x0, condition = self.dataset.batch(options.seed, step, options.batch_size, self.device, self.dtype)
         with torch.autocast(self.device.type, torch.bfloat16, options.precision == "bf16"):
-            loss = dsm_loss(
-                self.model, x0, options.weighting, options.time_sampling, **condition
-            ).mean()
+            loss = dsm_loss(self.model, x0, options.weighting, options.time_sampling, **condition).mean()
         self.optimiser.zero_grad()
         (self.loss_scale * loss).backward()
         limit = float("inf") if options.clip is None else options.clip

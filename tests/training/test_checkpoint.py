@@ -91,7 +91,7 @@ def test_the_folder_holds_what_the_run_was(tmp_path):
     assert config["model"]["network"]["name"] == "MLP"
     assert config["model"]["schedule"] == VP().to_dict()
     assert config["training"]["weighting"] == "function exp"
-    assert config["training"]["lr"] == 1e-3 and config["training"]["precision"] == "float32"
+    assert config["training"]["lr"] == 2e-3 and config["training"]["precision"] == "float32"
     assert config["data"]["shape"] == [60, 2] and len(config["data"]["sha256"]) == 64
     assert config["run"]["steps"] == 25 and "torch" in config["run"]["versions"]
     assert "data_mean" in load_file(tmp_path / "model.safetensors")
@@ -101,9 +101,9 @@ def test_another_configuration_is_refused_with_every_difference(tmp_path):
     train(DATA, out=tmp_path, **OPTIONS)
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(ValueError) as caught:
-        train(DATA, out=tmp_path, lr=2e-3, predicts="v", schedule="ve", **OPTIONS)
+        train(DATA, out=tmp_path, lr=3e-3, predicts="v", schedule="ve", **OPTIONS)
     message = str(caught.value)
-    assert "training.lr: 0.001 in the folder, 0.002 now" in message
+    assert "training.lr: 0.002 in the folder, 0.003 now" in message
     assert "model.predicts: 'noise' in the folder, 'v' now" in message
     assert "model.schedule.name: 'VP' in the folder, 'VE' now" in message
     assert "training.ema" not in message and "run.steps" not in message

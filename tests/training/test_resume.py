@@ -95,6 +95,7 @@ def test_raising_the_steps_continues_a_finished_run(uninterrupted, tmp_path):
     assert_same(train(LEVELS, Stop(-1), out=tmp_path, **OPTIONS), uninterrupted)
     with pytest.raises(ValueError, match="47 steps, more than steps=30"):
         train(LEVELS, Stop(-1), out=tmp_path, **{**OPTIONS, "steps": 30})
+    assert json.loads((tmp_path / "config.json").read_text())["run"]["steps"] == 47
 
 
 def test_a_finished_run_returns_at_once(uninterrupted, tmp_path):

@@ -54,7 +54,7 @@ def test_the_run_is_ready_for_evaluation():
     torch.testing.assert_close(covariance, torch.cov(DATA.double().T, correction=0))
     assert [record["step"] for record in run.history] == [20, 40]
     assert set(run.history[0]) == {"step", "loss", "lr", "grad_norm", "samples_per_second"}
-    assert run.history[0]["lr"] == pytest.approx(1e-3 * 20 / 200)
+    assert run.history[0]["lr"] == pytest.approx(2e-3 * 20 / 200)
     # an untrained network predicts zero: the loss is Z E eps^2 = Z
     assert run.history[0]["loss"] == pytest.approx(23.86, rel=0.2)
 
@@ -95,6 +95,10 @@ def test_a_ready_model_is_trained_with_its_own_conventions():
     model = wrap(small(), VP(beta_max=10.0), "v", time="t")
     run = train(DATA, model, steps=3, batch_size=8, **QUIET)
     assert (run.model.predicts, run.model.time, run.model.schedule) == ("v", "t", VP(beta_max=10.0))
+    with pytest.raises(ValueError, match="has its own VP"):
+        train(DATA, model, schedule="ve", **QUIET)
+    with pytest.raises(ValueError, match="the model predicts 'v'"):
+        train(DATA, model, predicts="x0", **QUIET)
     more = train(DATA, run.model, steps=3, batch_size=8, **QUIET)  # a frozen model is trained on
     assert not torch.equal(next(more.model.parameters()), next(run.model.parameters()))
 
