@@ -126,6 +126,7 @@ def load(path: str | os.PathLike, net: nn.Module | None = None) -> ScoreModel:
     model.set_moments(moments)
     quantisation = config["data"]["quantisation"]
     model.quantisation = quantisation and Quantisation(**quantisation)
+    model.event_shape = tuple(config["data"]["shape"][1:])
     return model.eval().requires_grad_(False)
 
 

@@ -125,7 +125,7 @@ def train(
         seed_generator(torch.device("cpu"), stream_seed(seed, "weights", 0))
         model = _as_score_model(model, schedule, predicts, dataset)
     model.set_moments(dataset.moments())
-    model.quantisation = dataset.quantisation
+    model.quantisation, model.event_shape = dataset.quantisation, dataset.event
     compiled = place.type == "cuda" if compile == "auto" else compile
     folder, saved = None, None
     if out is not None:
