@@ -59,6 +59,7 @@ def sample(
     checks.check_choice("method", method, METHODS)
     checks.check_count("steps", steps)
     checks.check_count("probes", probes)
+    checks.check_count("seed", seed, least=0)
     checks.check_positive("tolerance", tolerance)
     check_model(model)
     if method == "sde" and return_nll:

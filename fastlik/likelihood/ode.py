@@ -105,6 +105,7 @@ def ode_nll(
     check_options(model, method, divergence, probe, probe_mode, mode, dequantize, prior)
     for name, value in (("probes", probes), ("importance", importance), ("max_steps", max_steps)):
         checks.check_count(name, value)
+    checks.check_count("seed", seed, least=0)
     checks.check_positive("tolerance", tolerance)
     quantisation = choose_quantisation(model, dequantize, bins, data_range)
     x = check_data(x, dequantize, quantisation, importance)

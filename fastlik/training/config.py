@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from ..checks import check_choice, check_positive
+from ..checks import check_choice, check_count, check_positive
 from ..model import ScoreModel
 from ..objectives.time_sampling import TIME_SAMPLINGS
 from ..objectives.weighting import WEIGHTINGS, Weighting
@@ -61,12 +61,6 @@ class Options:
         if self.precision == "auto":
             described["precision"] = "float32"
         return described
-
-
-def check_count(name: str, value: object, least: int) -> None:
-    """Raise ValueError unless ``value`` is an integer of at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
 def configuration(options: Options, model: ScoreModel, dataset: Dataset, **run: object) -> dict:

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_choice
+from ..checks import check_choice, check_count
 from ..model import ScoreModel
 from ..objectives.weighting import Weighting
 from ..progress import progress_bar
 from ..schedule import Schedule, named
-from .config import Options, check_count, configuration
+from .config import Options, configuration
 from .dataset import Dataset
 from .folder import RunFolder
 from .interrupt import Interrupt
@@ -115,8 +115,8 @@ def train(
     if batch_size is None:
         batch_size = 512 if len(dataset.event) == 1 else 64
     options = Options(order, weighting, time_sampling, batch_size, lr, ema, warmup, clip, seed, precision)
-    check_count("steps", steps, 1)
-    check_count("checkpoint_every", checkpoint_every, 1)
+    check_count("steps", steps)
+    check_count("checkpoint_every", checkpoint_every)
     check_choice("resume", resume, ("auto", False))
     check_choice("compile", compile, ("auto", True, False))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
