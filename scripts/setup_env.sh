@@ -19,8 +19,7 @@ fi
 
 echo "Installing fastlik[$extras] in .venv; the first time downloads PyTorch ..." >&2
 "$python" -m pip install --quiet --upgrade pip
-FASTLIK_REQUIRE_NATIVE="${FASTLIK_REQUIRE_NATIVE:-1}" \
-    "$python" -m pip install --quiet --constraint constraints.txt --editable ".[$extras]"
+"$python" -m pip install --quiet --constraint constraints.txt --editable ".[$extras]"
 case ",$extras," in
 *,test,* | *,bench,*)
     # torchode, a peer in the benchmarks, asks for a typeguard that the others cannot live with;

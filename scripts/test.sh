@@ -3,6 +3,8 @@
 #     bash scripts/test.sh -k rk_step
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+# tests of the native module must not pass by its absence
+export FASTLIK_REQUIRE_NATIVE="${FASTLIK_REQUIRE_NATIVE:-1}"
 bash "$here/setup_env.sh" all,test
 cd "$here/.."
 .venv/bin/python -m ruff check .
