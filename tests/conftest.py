@@ -1,5 +1,11 @@
 """Shared fixtures: the oracle distributions, and every schedule."""
 
+import os
+
+# before torch is imported, and for the subprocesses of tests too: on tensors this small a second thread only
+# waits, and where other programs use the cores it waits a hundred times longer
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 

@@ -161,7 +161,7 @@ def train(
             record = metrics.add(done, trainer.learning_rate(step), loss, norm)
             bar.update()
             if record is not None:
-                bar.set_postfix_str(f"loss {record['loss']:.4f}")
+                bar.set_postfix_str(f"loss {record['loss']:.4f}", refresh=False)
             if done % checkpoint_every == 0 or done == steps or interrupt.asked:
                 metrics.settle(done)
                 if folder is not None:
