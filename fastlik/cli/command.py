@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -102,13 +103,15 @@ def value_range(model: fastlik.ScoreModel) -> tuple[float, float] | None:
 
 
 def check_output(path: Path, *suffixes: str) -> None:
-    """Make the folder of an output file; found out before any work, not after it.
+    """Make the folder of an output file, and find out before any work whether it can be written to.
 
-    Raises typer.BadParameter for another suffix, OSError where there can be no such folder.
+    Raises typer.BadParameter for another suffix, OSError where nothing can be written.
     """
     if path.suffix not in suffixes:
         raise typer.BadParameter(f"{path.name!r} must end in {' or '.join(suffixes)}", param_hint="--out")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
     except OSError as error:
         raise OSError(f"cannot write {path} ({error.strerror}): choose another --out") from error
