@@ -4,8 +4,7 @@
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 # tests of the native module must not pass by its absence
-export FASTLIK_REQUIRE_NATIVE="${FASTLIK_REQUIRE_NATIVE:-1}"
-bash "$here/setup_env.sh" all,test
+FASTLIK_REQUIRE_NATIVE="${FASTLIK_REQUIRE_NATIVE:-1}" bash "$here/setup_env.sh" all,test
 cd "$here/.."
 .venv/bin/python -m ruff check .
 exec .venv/bin/python -m pytest "$@"

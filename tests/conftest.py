@@ -2,15 +2,16 @@
 
 import os
 
-# before torch is imported, and for the subprocesses of tests too: on tensors this small a second thread only
-# waits, and where other programs use the cores it waits a hundred times longer
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import pytest
 import torch
 
 import fastlik
 from fastlik.testing import GaussianMixture
+
+# On tensors this small a second thread only waits, and where other programs use the cores it waits a
+# hundred times longer.  The variable is for the subprocesses of tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 SCHEDULES = {
     "VP": fastlik.VP(),
