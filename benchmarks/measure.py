@@ -17,7 +17,8 @@ from .methods import Method
 from .workloads import Workload
 
 TARGET = 1e-3  # nats per dimension
-ROUNDS = 4
+FEWEST_ROUNDS, MOST_ROUNDS = 4, 16
+SECONDS_OF_ROUNDS = 2.0
 # the exact trace of an image costs 64 backward passes an evaluation
 JUDGED_ROWS = 8
 
@@ -62,6 +63,10 @@ def measure(benchmark, method: Method, ours: Method, workload: Workload, setting
     error = errors(method, workload, value)
     counted = method.likelihood(workload, counted=True)
     cost: Cost = count(workload, lambda: counted(value))
+    start = time.process_time()
+    run(value)
+    rounds = int(SECONDS_OF_ROUNDS / (time.process_time() - start))
+    rounds = max(FEWEST_ROUNDS, min(rounds, MOST_ROUNDS))
     before: list[float] = []
 
     def run_ours() -> None:
@@ -70,7 +75,7 @@ def measure(benchmark, method: Method, ours: Method, workload: Workload, setting
             baseline(its_value)
             before.append(time.process_time() - start)
 
-    nats = benchmark.pedantic(run, (value,), setup=run_ours, rounds=ROUNDS, warmup_rounds=1)
+    nats = benchmark.pedantic(run, (value,), setup=run_ours, rounds=rounds)
     exact = len(workload.exact)
     total = (nats[:exact] - workload.exact).abs().mean().item() / workload.dimensions
     benchmark.extra_info |= {
@@ -86,9 +91,9 @@ def measure(benchmark, method: Method, ours: Method, workload: Workload, setting
         **environment(method),
     }
     if benchmark.stats:  # absent with --benchmark-disable
-        rounds = benchmark.stats.stats.data
-        own = rounds if method is ours else before[-ROUNDS:]
-        benchmark.extra_info["ratio"] = statistics.median(map(operator.truediv, rounds, own))
+        seconds = benchmark.stats.stats.data
+        own = seconds if method is ours else before
+        benchmark.extra_info["ratio"] = statistics.median(map(operator.truediv, seconds, own))
     if setting == "equal error" or method is ours:
         assert error.mean <= TARGET, f"{method} at {method.unit} {value:g}: {error.mean:.1e} nats/dim"
 
