@@ -33,7 +33,10 @@ def write_tensors(path: Path, kind: str, tensors: dict[str, Tensor], **content: 
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     temporary = path.with_name(path.name + ".tmp")
     metadata = {"fastlik": kind, "content": json.dumps(content)}
+    temporary.touch()
+    mode = temporary.stat().st_mode  # the user's default; safetensors' files are for their owner alone
     safetensors().torch.save_file(tensors, temporary, metadata)
+    temporary.chmod(mode)
     os.replace(temporary, path)
 
 

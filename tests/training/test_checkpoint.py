@@ -47,7 +47,7 @@ def test_loading_gives_bit_identical_outputs(schedule, predicts, tmp_path):
         assert not model.training and not any(p.requires_grad for p in model.parameters())
         for mine, theirs in zip(model.moments, run.model.moments, strict=True):
             assert torch.equal(mine, theirs)
-        assert model.quantisation is None
+        assert model.quantisation is None and model.event_shape == (2,)
 
 
 def test_discrete_data_and_unets_come_back_whole(tmp_path):
@@ -87,6 +87,7 @@ def test_the_folder_holds_what_the_run_was(tmp_path):
     train(DATA, out=tmp_path, weighting=torch.exp, **{**OPTIONS, "steps": 25})
     names = {file.name for file in tmp_path.iterdir()}
     assert names == {"config.json", "metrics.jsonl", "model.safetensors", "state.safetensors"}
+    assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1  # as shareable as any file
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model"]["network"]["name"] == "MLP"
     assert config["model"]["schedule"] == VP().to_dict()
