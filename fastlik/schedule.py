@@ -9,6 +9,7 @@ the process (drift, diffusion coefficient, velocity) follows.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -22,7 +23,7 @@ def _time(t: Tensor | float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(ABC):
     """Base class. ``t_min`` and ``t_max`` bound the time interval on which the process is used."""
 
     @property
@@ -35,22 +36,24 @@ class Schedule:
         """The end of the interval where the prior is (almost only noise)."""
         return self.t_max
 
+    @abstractmethod
     def alpha(self, t: Tensor | float) -> Tensor:
-        raise NotImplementedError
+        """The factor of the data."""
 
+    @abstractmethod
     def sigma(self, t: Tensor | float) -> Tensor:
-        raise NotImplementedError
+        """The standard deviation of the noise."""
 
+    @abstractmethod
     def rates(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """(d alpha / dt, d sigma / dt)."""
-        raise NotImplementedError
 
     def log_snr(self, t: Tensor | float) -> Tensor:
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
+    @abstractmethod
     def t(self, log_snr: Tensor | float) -> Tensor:
         """The time at which log(alpha^2 / sigma^2) equals ``log_snr``."""
-        raise NotImplementedError
 
     def scale(self, t: Tensor | float) -> Tensor:
         """sqrt(alpha^2 + sigma^2): the standard deviation of x_t for unit-variance data."""
