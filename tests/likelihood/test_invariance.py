@@ -36,16 +36,20 @@ def test_chunks_and_order_change_nothing(setting):
 
 
 def test_float32_too(setting):
-    """To 1e-6 nats relative to the size of the numbers that were added up (here hundreds of nats)."""
-    model, x, options = setting
+    """Up to the rounding of the network's products, which differ from batch size to batch size: a few 1e-6
+    nats for exact traces and frozen probes.  Fresh probes change with the steps, whose lengths feel that
+    rounding: below a thousandth of the probes' own noise."""
+    model, x, _ = setting
     single = model.float()
-    whole = fastlik.ode_nll(single, x.float(), **options)
-    parts = [
-        fastlik.ode_nll(single, x[i : i + 8].float(), rows=torch.arange(i, i + 8), **options)
-        for i in (0, 8, 16)
-    ]
-    split = torch.cat([part.nats for part in parts])
-    torch.testing.assert_close(split, whole.nats, rtol=1e-6, atol=2e-5)
+    for options, limit in (
+        (dict(divergence="exact"), 2e-5),
+        (dict(divergence="hutchinson", probes=2, probe_mode="frozen"), 1e-4),
+        (dict(divergence="hutchinson", probes=2), 1e-3),
+    ):
+        whole = fastlik.ode_nll(single, x.float(), **options)
+        for chunk in (1, 7):
+            split = fastlik.ode_nll(single, x.float(), chunk=chunk, **options)
+            torch.testing.assert_close(split.nats, whole.nats, rtol=0, atol=limit)
     model.double()
 
 
