@@ -11,7 +11,7 @@ run=runs/demo
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 
 echo "1/3  training on 1500 images of 8 x 8 pixels with 17 grey levels" >&2
-$fastlik train digits --steps 2500 --out $run
+$fastlik train digits --steps 2000 --out $run
 
 if ! [ $run/nll.txt -nt $run/model.safetensors ]; then
     echo "2/3  likelihood of the 297 held-out images" >&2
