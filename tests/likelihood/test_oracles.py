@@ -234,3 +234,17 @@ def test_one_evaluation_serves_state_and_trace(mixture):
     # the first-step rule evaluates once more than the steps do
     assert sum(calls) == int(result.nfe.sum())
     assert torch.equal(result.nfe, result.trace_evaluations)
+
+
+@pytest.mark.parametrize("schedule", [fastlik.VP(), fastlik.VE()], ids=["VP", "VE"])
+@pytest.mark.parametrize("components, size", [(8, 2), (4, 3), (6, 8)])
+def test_the_calibration_of_the_step_control(components, size, schedule, draw):
+    """The figures that ``likelihood/solve.py`` states for its constants."""
+    data = GaussianMixture.ring() if size == 2 else GaussianMixture.random(components, size)
+    x, exact = draw(data, schedule, 128)
+    result = fastlik.ode_nll(data.model(schedule, moments=True), x)
+    error = per_dim_error(result, exact)
+    estimate = result.discretisation / size
+    assert error.mean() < 1e-4 and error.max() < 2e-3
+    assert 50 < result.nfe.double().mean() < 60
+    assert (error < estimate).double().mean() > 0.9 and (error < 4 * estimate).all()
