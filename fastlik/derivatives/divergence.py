@@ -36,10 +36,18 @@ def traces(
     f: Callable[[Tensor], Tensor], x: Tensor, vectors: Tensor, mode: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """(f(x), v'Jv of shape (B, K) float64) for vectors (K, *x.shape)."""
+    value, parts = trace_parts(f, x, vectors, mode)
+    return value, parts.sum(2).T
+
+
+def trace_parts(
+    f: Callable[[Tensor], Tensor], x: Tensor, vectors: Tensor, mode: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """(f(x), v_i (Jv)_i of shape (K, B, d) float64), which sum to v'Jv; for vectors (K, *x.shape)."""
     check_choice("mode", mode, MODES)
     product = jvp if mode == "jvp" else vjp
     value, products = product(f, x, vectors)
-    return value, (vectors * products).flatten(2).double().sum(2).T
+    return value, (vectors * products).flatten(2).double()
 
 
 def exact_trace(f: Callable[[Tensor], Tensor], x: Tensor, mode: str = "auto") -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..derivatives.divergence import exact_trace, traces
+from ..derivatives.divergence import exact_trace, trace_parts
 from ..derivatives.probes import probe
 from ..model import ScoreModel, per_row
 from ..solvers.clock import Clock
@@ -44,7 +44,8 @@ class LikelihoodFlow:
     """z and its log-density over the clock u, for some rows of a batch (a solver's System).
 
     Without a ``trace`` it is the state alone.  With ``companion``, the integrand of Hutchinson's estimates
-    has a last column that changes as the trace does, without noise: what steps and error estimates follow.
+    has two more columns: their noise, as :func:`probe_noise` gives it with the features, and one that changes
+    as the trace does, without noise: what steps and error estimates follow.
     """
 
     def __init__(
@@ -66,28 +67,34 @@ class LikelihoodFlow:
         condition = {name: take_rows(v, index, len(self.rows)) for name, v in self.condition.items()}
         return LikelihoodFlow(self.model, self.clock, self.trace, self.rows[index], condition, self.companion)
 
-    def __call__(self, u: Tensor, z: Tensor, node: Tensor) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, u: Tensor, z: Tensor, node: Tensor) -> tuple[Tensor | None, ...]:
         angle, rate = self.clock.angle(u), self.clock.rate(u)
-        field = self._field(angle)
-        if self.trace is None:
+        field, trace = self._field(angle), self.trace
+        if trace is None:
             return per_row(rate, z) * field(z), None
-        if self.trace.exact:
-            v, trace = exact_trace(field, z, self.trace.mode)
-            trace = trace[:, None]
-        else:
-            v, trace = traces(field, z, self._probes(z, node), self.trace.mode)
-            if self.companion:
-                trace = torch.cat((trace, _companion(angle, z, v)[:, None]), 1)
-        return per_row(rate, z) * v, rate[:, None] * trace
+        if trace.exact:
+            v, integrand = exact_trace(field, z, trace.mode)
+            return per_row(rate, z) * v, (rate * integrand)[:, None]
+        v, parts = trace_parts(field, z, self._probes(z, node), trace.mode)
+        integrand = rate[:, None] * parts.sum(2).T
+        if not self.companion:
+            return per_row(rate, z) * v, integrand
+        parts = rate[:, None] * parts
+        smooth = rate * _companion(angle, z, v)
+        noise, features = probe_noise(parts, trace.kind)
+        integrand = torch.cat((integrand, noise[:, None], smooth[:, None]), 1)
+        return per_row(rate, z) * v, integrand, features
 
-    def divergences(self, u: Tensor, z: Tensor, node: Tensor, draws: range | None) -> Tensor:
-        """(B, n) integrands by the probes numbered ``draws``, or (B, 1) exact ones for None."""
+    def divergences(self, u: Tensor, z: Tensor, node: Tensor, draws: range | None) -> tuple[Tensor, Tensor]:
+        """Integrands (B, n) by the probes numbered ``draws`` and the variance (B,) of their mean, or exact
+        ones (B, 1) and zeros for None."""
         angle, rate = self.clock.angle(u), self.clock.rate(u)
         if draws is None:
             _, trace = exact_trace(self._field(angle), z, self.trace.mode)
-            return rate[:, None] * trace[:, None]
-        _, trace = traces(self._field(angle), z, self._draw(z, node, draws), self.trace.mode)
-        return rate[:, None] * trace
+            return (rate * trace)[:, None], torch.zeros_like(rate)
+        _, parts = trace_parts(self._field(angle), z, self._draw(z, node, draws), self.trace.mode)
+        parts = rate[:, None] * parts
+        return parts.sum(2).T, probe_noise(parts, self.trace.kind)[0]
 
     def _field(self, angle: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda z: self.model.angular_velocity(z, angle, **self.condition)
@@ -116,6 +123,26 @@ class LikelihoodFlow:
         node = node if trace.fresh else torch.zeros_like(node)
         numbers = (trace.first_draw + draw for draw in draws)
         return torch.stack([probe(trace.kind, trace.seed, self.rows, number, node, z) for number in numbers])
+
+
+def probe_noise(parts: Tensor, kind: str) -> tuple[Tensor, Tensor | None]:
+    """The variance (B,) of the mean over K probes of v'Jv, and features for K = 1, from v_i (Jv)_i (K, B, d).
+
+    For a Rademacher probe v_i (Jv)_i = J_ii + e_i with E |e|^2 = sum_{i != j} J_ij^2, twice of which is the
+    variance of v'Jv for a symmetric J (and an upper bound for any).  For a Gaussian probe the square is
+    |J|_F^2 + 2 sum_i J_ii^2, and the variance twice |J|_F^2.  Products of different probes hold the diagonal
+    alone and remove it: of probes at one node, or for K = 1 of neighbouring nodes, whose features the solver
+    multiplies; then the variance holds the whole square still.
+    """
+    probes, _, size = parts.shape
+    diagonals = 2.0 if kind == "gaussian" else 1.0
+    if kind == "rademacher":  # a multiple of the identity makes no noise
+        parts = (parts - parts.mean(2, keepdim=True)) * (size / max(1, size - 1)) ** 0.5
+    square = parts.square().sum((0, 2)) / probes
+    if probes == 1:
+        return 2 * square, diagonals**0.5 * parts[0]
+    crossed = (parts.sum(0).square().sum(1) - probes * square) / (probes * (probes - 1))
+    return (2 * (square - diagonals * crossed) / probes).clamp(min=0), None
 
 
 def _companion(angle: Tensor, z: Tensor, v: Tensor) -> Tensor:

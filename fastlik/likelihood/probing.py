@@ -38,7 +38,8 @@ def add_probes(
         costly = wanted >= size
         if bool(costly.any()):
             rows = index[costly]
-            integral.replace_by_exact(rows, _evaluate(flow, nodes, rows, None)[..., 0])
+            traces, _ = _evaluate(flow, nodes, rows, None)
+            integral.replace_by_exact(rows, traces[..., 0])
             end.nfe[rows] += nodes.count[rows]
         missing = torch.where(costly, 0, (wanted - integral.probes[index]).clamp(min=1))
         for start in range(0, int(missing.max()), _TOGETHER):
@@ -50,18 +51,22 @@ def _add_together(
 ) -> None:
     for have in integral.probes[index].unique().tolist():
         rows = index[integral.probes[index] == have]
-        integral.add(rows, _evaluate(flow, nodes, rows, range(have, have + _TOGETHER)))
+        integral.add(rows, *_evaluate(flow, nodes, rows, range(have, have + _TOGETHER)))
         end.nfe[rows] += nodes.count[rows]
 
 
-def _evaluate(flow: LikelihoodFlow, nodes: Nodes, rows: Tensor, draws: range | None) -> Tensor:
-    """(R, N, n) divergences by the probes ``draws``, or exact ones for None, at the rows' nodes."""
+def _evaluate(flow: LikelihoodFlow, nodes: Nodes, rows: Tensor, draws: range | None) -> tuple[Tensor, Tensor]:
+    """Divergences (R, N, n) at the rows' nodes by the probes ``draws``, with the variance (R, N) of their
+    mean, or exact ones for None."""
     used = torch.arange(nodes.t.shape[1], device=rows.device) < nodes.count[rows, None]
     which, node = used.nonzero(as_tuple=True)
-    result = nodes.t.new_zeros(*used.shape, 1 if draws is None else len(draws))
+    traces = nodes.t.new_zeros(*used.shape, 1 if draws is None else len(draws))
+    noise = nodes.t.new_zeros(used.shape)
     size = max(_BATCH, len(nodes.t))
     for part in torch.arange(len(which), device=rows.device).split(size):
         row, at = rows[which[part]], node[part]
-        values = flow.take(row).divergences(nodes.t[row, at], nodes.states[row, at], at, draws)
-        result[which[part], at] = values
-    return result
+        place = which[part], at
+        traces[place], noise[place] = flow.take(row).divergences(
+            nodes.t[row, at], nodes.states[row, at], at, draws
+        )
+    return traces, noise

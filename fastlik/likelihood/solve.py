@@ -185,9 +185,7 @@ def _adams(problem: Problem, flow: LikelihoodFlow, z: Tensor, u: Tensor) -> Solu
     if trace is None:
         nothing = torch.zeros_like(state_error)
         return Solution(end, nothing, nothing.clone(), state_error)
-    smooth = nodes.integrand[..., -1]
-    estimates = nodes.integrand if trace.exact else nodes.integrand[..., :-1]
-    integral = TraceIntegral(nodes, estimates, smooth, exact=trace.exact, fresh=trace.fresh)
+    integral = TraceIntegral(nodes, exact=trace.exact, fresh=trace.fresh)
     if problem.target_stderr is not None:
         add_probes(flow, nodes, integral, problem.target_stderr, end)
     return Solution(end, integral.value, integral.variance, state_error + integral.discretisation)

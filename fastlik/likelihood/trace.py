@@ -6,57 +6,40 @@ import torch
 from torch import Tensor
 
 from ..solvers.adams import Nodes
-from ..solvers.quadrature import lagrange_basis, node_weights
-
-_NEIGHBOURS = 4
-
-
-class _Spread:
-    """Running mean and sum of squared deviations (B, ...) over a growing number of samples a row."""
-
-    def __init__(self, samples: Tensor) -> None:
-        self.mean = samples.mean(-1)
-        self.squares = (samples - self.mean[..., None]).square().sum(-1)
-
-    def add(self, index: Tensor, samples: Tensor, count: Tensor) -> None:
-        """More samples (R, ..., n) of the rows ``index``, which have ``count`` (R,) so far."""
-        more, n = _Spread(samples), samples.shape[-1]
-        count = count.reshape(-1, *(1,) * (more.mean.dim() - 1)).double()
-        gap = more.mean - self.mean[index]
-        self.mean[index] += gap * n / (count + n)
-        self.squares[index] += more.squares + gap.square() * count * n / (count + n)
-
-    def variance_of_mean(self, count: Tensor) -> Tensor:
-        """NaN where ``count`` is 1."""
-        count = count.reshape(-1, *(1,) * (self.mean.dim() - 1)).double()
-        return self.squares / (count - 1) / count
+from ..solvers.quadrature import node_weights
 
 
 class TraceIntegral:
     """int tr dv/dz dphi in nats over each row's own nodes, one polynomial of six nodes an interval.
 
     Args:
-        nodes: of an integration of B rows.
-        estimates: (B, N, K) divergence by each of K probes, or K = 1 for an exact trace.
-        smooth: (B, N) the divergence without noise, or what changes as it does.
-        exact: whether the estimates are exact.
+        nodes: of an integration of B rows, whose integrand has for every node the divergence by each of K
+            probes, the variance of their mean, and what changes as the divergence does, without noise; or
+            an exact trace alone.
+        exact: whether it is the latter.
         fresh: whether every node has probes of its own, whose noise is then independent.
 
     Attributes:
+        value: (B,) mean over the probes.
         probes: (B,) int64, how many each row has had.
+        discretisation: (B,) difference of the quadratures of order four and six: the former's error.
     """
 
-    def __init__(self, nodes: Nodes, estimates: Tensor, smooth: Tensor, *, exact: bool, fresh: bool) -> None:
+    def __init__(self, nodes: Nodes, *, exact: bool, fresh: bool) -> None:
         self.nodes, self.fresh = nodes, fresh
         self.weights = node_weights(nodes.t, nodes.count)
+        integrand = self._used(nodes.integrand)
         coarse = node_weights(nodes.t, nodes.count, points=4)
-        # quadratures of order four and six differ by the error of the former
-        self.discretisation = ((self.weights - coarse) * self._used(smooth)).sum(1).abs()
-        estimates = self._used(estimates)
-        self.at_nodes = _Spread(estimates)
-        self.columns = _Spread(self._integrated(estimates))
-        self.probes = torch.full_like(nodes.count, estimates.shape[-1])
-        self.exact = torch.full_like(nodes.count, exact, dtype=torch.bool)
+        self.discretisation = ((self.weights - coarse) * integrand[..., -1]).sum(1).abs()
+        estimates = integrand if exact else integrand[..., :-2]
+        columns = self._integrated(estimates)
+        self.value = columns.mean(1)
+        self.probes = torch.full_like(nodes.count, columns.shape[1])
+        self._deviations = (columns - self.value[:, None]).square().sum(1)
+        self._noise = torch.zeros_like(nodes.t) if exact else integrand[..., -2]
+        if not exact and nodes.links is not None:
+            self._noise = (self._noise - 2 * _between(self._used(nodes.links), nodes.count)).clamp(min=0)
+        self._exact = torch.full_like(nodes.count, exact, dtype=torch.bool)
 
     def _used(self, values: Tensor) -> Tensor:
         used = torch.arange(values.shape[1], device=values.device) < self.nodes.count[:, None]
@@ -65,50 +48,35 @@ class TraceIntegral:
     def _integrated(self, estimates: Tensor, index: Tensor | slice = slice(None)) -> Tensor:
         return (self.weights[index][..., None] * estimates).sum(1)
 
-    def add(self, index: Tensor, estimates: Tensor) -> None:
-        """Estimates (R, N, n) by n more probes for the rows ``index``."""
-        self.at_nodes.add(index, estimates, self.probes[index])
-        self.columns.add(index, self._integrated(estimates, index), self.probes[index])
-        self.probes[index] += estimates.shape[-1]
+    def add(self, index: Tensor, estimates: Tensor, noise: Tensor) -> None:
+        """Estimates (R, N, n) by n more probes for the rows ``index``, with their mean's variance (R, N)."""
+        columns, n = self._integrated(estimates, index), estimates.shape[-1]
+        mean, before = columns.mean(1), self.probes[index].double()
+        gap, share = mean - self.value[index], n / (before + n)
+        self._deviations[index] += (columns - mean[:, None]).square().sum(1) + gap.square() * before * share
+        self.value[index] += gap * share
+        self.probes[index] += n
+        share = share[:, None]
+        self._noise[index] = (1 - share).square() * self._noise[index] + share.square() * noise
 
     def replace_by_exact(self, index: Tensor, traces: Tensor) -> None:
         """The exact traces (R, N) of the rows ``index`` instead of their estimates."""
-        self.columns.mean[index] = self._integrated(traces[..., None], index)[:, 0]
-        self.exact[index] = True
-
-    @property
-    def value(self) -> Tensor:
-        """(B,) mean over the probes."""
-        return self.columns.mean
+        self.value[index] = self._integrated(traces[..., None], index)[:, 0]
+        self._exact[index] = True
 
     @property
     def variance(self) -> Tensor:
-        """(B,) of the value by the probes: 0 for exact traces, NaN where nothing tells it."""
-        if bool(self.exact.all()):
-            return torch.zeros_like(self.value)
+        """(B,) of the value by the probes: 0 for exact traces, NaN for a single frozen probe."""
         if self.fresh:
-            noise = self.at_nodes.variance_of_mean(self.probes)
-            variance = (self.weights.square() * noise).sum(1)
-            variance = torch.where(self.probes > 1, variance, self._variance_of_one_probe())
+            variance = (self.weights.square() * self._noise).sum(1)
         else:
-            variance = self.columns.variance_of_mean(self.probes)
-        return torch.where(self.exact, 0.0, variance)
+            variance = self._deviations / (self.probes - 1) / self.probes
+        return torch.where(self._exact, 0.0, variance)
 
-    def _variance_of_one_probe(self) -> Tensor:
-        """One value a node tells the noise as well: the trace is smooth and the noise is independent.
 
-        A value minus the cubic through its four neighbours is noise of 1 + sum c_i^2 times the variance.
-        """
-        t, values, count = self.nodes.t, self.at_nodes.mean, self.nodes.count[:, None]
-        here = torch.arange(t.shape[1], device=t.device)
-        # the five nodes around each, moved inwards at the ends; the node itself is left out
-        first = torch.minimum(here - _NEIGHBOURS // 2, count - _NEIGHBOURS - 1).clamp(min=0)
-        index = first[..., None] + torch.arange(_NEIGHBOURS + 1, device=t.device)
-        others = index != here[:, None]
-        index = index.clamp(max=t.shape[1] - 1)
-        near, at = (v.gather(1, index.flatten(1)).reshape(index.shape) for v in (values, t))
-        coefficients = lagrange_basis(at, others, t)
-        residual = values - (coefficients * near).sum(-1)
-        noise = self._used(residual.square() / (1 + coefficients.square().sum(-1)))
-        enough = self.nodes.count > _NEIGHBOURS
-        return torch.where(enough, (self.weights.square() * noise).sum(1), torch.nan)
+def _between(links: Tensor, count: Tensor) -> Tensor:
+    """(B, N) mean of each node's products with the one before, at its own place, and the one after."""
+    after = torch.cat((links[:, 1:], torch.zeros_like(links[:, :1])), 1)
+    number = torch.arange(links.shape[1], device=links.device)
+    neighbours = (number > 0).long() + (number + 1 < count[:, None]).long()
+    return (torch.where(number > 0, links, 0.0) + after) / neighbours.clamp(min=1)

@@ -32,12 +32,14 @@ class Nodes:
     """Where each row evaluated its system.
 
     t (B, N) float64, integrand (B, N, C) float64 or None: of C integrals, the last of which the steps
-    follow (it must be smooth, the others may hold noise); states (B, N, *event) or None; row b has the
+    follow (it must be smooth, the others may hold noise); links (B, N) float64 or None: the products of
+    each node's features with those of the node before it; states (B, N, *event) or None; row b has the
     nodes [b, :count[b]], count (B,) int64.
     """
 
     t: Tensor
     integrand: Tensor | None
+    links: Tensor | None
     states: Tensor | None
     count: Tensor
 
@@ -61,6 +63,7 @@ def integrate_adams(
     No row's steps depend on another's.
 
     Args:
+        system: may return features (B, F) float64 as a third value, see :class:`Nodes`.
         y: (B, *event) float32 or float64.
         order: slopes that predict, 1 to 5; the first steps take what there is.
         first_step: absolute first step.
@@ -95,12 +98,13 @@ def integrate_adams(
 
 @dataclass
 class _Evaluation:
-    """A slope's place: node number (B,), t (B,), state, integrand (B, C) or None."""
+    """A slope's place: node number (B,), t (B,), state, integrand (B, C), features (B, F); both or None."""
 
     node: Tensor
     t: Tensor
     y: Tensor
     integrand: Tensor | None
+    features: Tensor | None
 
 
 class _Recorder:
@@ -110,7 +114,9 @@ class _Recorder:
         self.keep_states = keep_states
         self.t: Tensor | None = None
         self.integrand: Tensor | None = None
+        self.links: Tensor | None = None
         self.states: Tensor | None = None
+        self.features: Tensor | None = None
         self.written = 0
 
     def write(self, index: Tensor, at: _Evaluation) -> None:
@@ -120,6 +126,11 @@ class _Recorder:
         self.t[index, at.node] = at.t
         if self.integrand is not None:
             self.integrand[index, at.node] = at.integrand
+        if self.links is not None:
+            # the other slot holds the node before, whose last attempt was accepted
+            before = self.features[index, (at.node + 1) % 2]
+            self.links[index, at.node] = (before * at.features).sum(1)
+            self.features[index, at.node % 2] = at.features
         if self.states is not None:
             self.states[index, at.node] = at.y
 
@@ -132,6 +143,10 @@ class _Recorder:
         self.t = grown(self.t, at.t)
         if at.integrand is not None:
             self.integrand = grown(self.integrand, at.integrand)
+        if at.features is not None:
+            self.links = grown(self.links, at.t)
+            if self.features is None:
+                self.features = at.features.new_zeros(len(at.t), 2, at.features.shape[1])
         if self.keep_states:
             self.states = grown(self.states, at.y)
 
@@ -142,7 +157,7 @@ class _Recorder:
         def cut(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[:, :most]
 
-        return Nodes(cut(self.t), cut(self.integrand), cut(self.states), count)
+        return Nodes(cut(self.t), cut(self.integrand), cut(self.links), cut(self.states), count)
 
 
 class _Stepper:
@@ -164,7 +179,7 @@ class _Stepper:
         rows = self.rows
         span = self.t_end - rows.t
         self.h = span.abs().clamp(max=first_step) * span.sign()
-        slope, integrand = self.system(rows.t, rows.y, rows.steps)
+        slope, integrand, *features = self.system(rows.t, rows.y, rows.steps)
         rows.nfe += 1
         self.times[:, 0], self.slopes[:, 0] = rows.t, slope.flatten(1)
         finite = self.slopes[:, 0].isfinite().all(1)
@@ -172,7 +187,7 @@ class _Stepper:
             self.followed[:, 0] = integrand[:, -1]
             finite &= integrand.isfinite().all(1)
         rows.status.masked_fill_(~finite & (rows.status == Status.RUNNING), int(Status.NON_FINITE))
-        return _Evaluation(rows.steps.clone(), rows.t.clone(), rows.y, integrand)
+        return _Evaluation(rows.steps.clone(), rows.t.clone(), rows.y, integrand, *(features or [None]))
 
     def step(self) -> _Evaluation:
         """One attempt for every row; accepted rows move on, finished ones stay where they are."""
@@ -184,7 +199,7 @@ class _Stepper:
         predict = lagrange_weights(self.times, known, rows.t, t)
         y = rows.y + self._combine(predict)
         node = rows.steps + 1
-        slope, integrand = self.system(t, y, node)
+        slope, integrand, *features = self.system(t, y, node)
         rows.nfe += running
         nodes = torch.cat((self.times, t[:, None]), 1)
         correct = lagrange_weights(nodes, torch.cat((known, known[:, :1]), 1), rows.t, t)
@@ -201,7 +216,7 @@ class _Stepper:
         rows.rejected += running & ~accepted
         self._remember(accepted, t, slope, integrand)
         self._control(running, accepted, error, known.sum(1))
-        return _Evaluation(node, t, y, integrand)
+        return _Evaluation(node, t, y, integrand, *(features or [None]))
 
     def _combine(self, weights: Tensor) -> Tensor:
         """sum_j weights[b, j] slopes[b, j], like y."""
