@@ -20,28 +20,26 @@ EXPLODING, POISONED, STIFF = 5, 11, 20
 
 
 def hostile(t, y):
-    """(b, 2, 3): Lorenz in the first three, in the others a row's kind (constant) and a scalar problem."""
-    a, b, c = y[:, 0].unbind(1)
-    kind, level, spare = y[:, 1].unbind(1)
-    lorenz = torch.stack((10 * (b - a), a * (28 - c) - b, a * b - 2.6666 * c), 1)
-    rate = torch.where(kind == 1, level * level, -level)
-    rate = torch.where((kind == 2) & (t > 0.7), torch.nan, rate)
-    rate = torch.where(kind == 3, -3e5 * (level - t.to(level.dtype)), rate)
-    return torch.stack((lorenz, torch.stack((torch.zeros_like(kind), rate, 0.5 * spare), 1)), 1)
+    """u' = a u + c u^2 (1 - u) for y = (u, a, c) of shape (b, 3, 2); NaN after t = 0.7 where c = -1."""
+    u, a, c = y.unbind(1)
+    slope = a * u + c * u * u * torch.where(a < 0, 1 - u, 1)
+    slope = torch.where((c < 0) & (t > 0.7)[:, None], torch.nan, slope)
+    return torch.stack((slope, torch.zeros_like(a), torch.zeros_like(c)), 1)
 
 
 def starts(dtype):
-    y0 = torch.randn(ROWS, 2, 3, dtype=dtype, generator=torch.Generator().manual_seed(0))
-    y0[:, 1, 0] = 0
-    for row, kind in ((EXPLODING, 1), (POISONED, 2), (STIFF, 3)):
-        y0[row, 1] = torch.tensor([kind, 1.0, 1.0])
+    y0 = torch.rand(ROWS, 3, 2, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    y0[:, 1:] *= torch.tensor([[-5.0], [20.0]])
+    y0[EXPLODING, 1:] = torch.tensor([[0.0], [2.0]])
+    y0[POISONED, 2] = -1
+    y0[STIFF, 1] = -3e4
     return y0
 
 
 def solve(y0, t=TIMES, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        return fastlik.odeint(hostile, y0, t, **dict(rtol=1e-4, atol=1e-5, max_steps=150) | options)
+        return fastlik.odeint(hostile, y0, t, **dict(rtol=1e-4, atol=1e-5, max_steps=250) | options)
 
 
 def assert_row(alone, together, row):
@@ -50,30 +48,33 @@ def assert_row(alone, together, row):
         assert getattr(alone, field)[0] == getattr(together, field)[row], (row, field)
 
 
-@pytest.mark.parametrize("backend", ["native", "torch"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("method", ["rk45", "tsit5"])
+@pytest.mark.parametrize(
+    ("method", "dtype", "backend"),
+    [
+        ("rk45", torch.float32, "native"),
+        ("rk45", torch.float64, "torch"),
+        ("tsit5", torch.float64, "native"),
+        ("tsit5", torch.float32, "torch"),
+    ],
+)
 def test_adaptive_rows_equal_their_solo_solutions(method, dtype, backend):
     y0 = starts(dtype)
     together = solve(y0, method=method, backend=backend)
     failed = {EXPLODING: Status.UNDERFLOW, POISONED: Status.NON_FINITE, STIFF: Status.MAX_STEPS}
-    expected = [failed.get(row, Status.DONE) for row in range(ROWS)]
-    if together.status[EXPLODING] == Status.NON_FINITE:  # the state overflows before the step underflows
-        expected[EXPLODING] = Status.NON_FINITE
-    assert together.status.tolist() == expected
-    for row in (0, 1, 18, 36, *failed):
+    assert together.status.tolist() == [failed.get(row, Status.DONE) for row in range(ROWS)]
+    for row in (0, 18, 36, *failed):
         assert_row(solve(y0[row : row + 1], method=method, backend=backend), together, row)
 
 
 @pytest.mark.parametrize("method", [name for name, tableau in TABLEAUS.items() if not tableau.adaptive])
 def test_fixed_rows_equal_their_solo_solutions(method):
     y0 = starts(torch.float64)[:STIFF]
-    together = solve(y0, method=method, max_step=0.002)
+    together = solve(y0, method=method, max_step=0.01)
     assert together.status[POISONED] == Status.NON_FINITE
-    assert together.stopped_at[POISONED] == pytest.approx(0.7, abs=0.01)
-    assert (together.y[TIMES < 0.7].isfinite()).all() and together.y[TIMES > 0.71, POISONED].isnan().all()
-    for row in (0, 7, EXPLODING, POISONED):
-        assert_row(solve(y0[row : row + 1], method=method, max_step=0.002), together, row)
+    assert together.stopped_at[POISONED] == pytest.approx(0.7, abs=0.02)
+    assert (together.y[TIMES < 0.7].isfinite()).all() and together.y[TIMES > 0.72, POISONED].isnan().all()
+    for row in (0, POISONED):
+        assert_row(solve(y0[row : row + 1], method=method, max_step=0.01), together, row)
 
 
 def test_rows_with_their_own_times_equal_their_solo_solutions():
@@ -82,7 +83,7 @@ def test_rows_with_their_own_times_equal_their_solo_solutions():
     t = 0.5 + scale[:, None] * TIMES
     together = solve(y0, t, dense=True)
     assert together.converged.all() and together.nfe[2] == 0
-    assert torch.equal(together.y[:, 2], y0[2].expand(9, 2, 3))
+    assert torch.equal(together.y[:, 2], y0[2].expand(9, 3, 2))
     for row in range(4):
         alone = solve(y0[row : row + 1], t[row : row + 1], dense=True)
         assert_row(alone, together, row)

@@ -159,14 +159,19 @@ def test_no_rows():
     ("change", "error", "message"),
     [
         (dict(method="dopri5"), ValueError, "'rk45', 'tsit5'"),
-        (dict(t=torch.tensor([0.0, 1.0, 0.5])), ValueError, "strictly increasing or strictly decreasing"),
+        (dict(t=torch.tensor([0.0, 1.0, 0.5])), ValueError, "must not change direction"),
         (dict(t=torch.tensor([1.0])), ValueError, "at least two times"),
         (dict(t=torch.tensor([0.0, math.inf])), ValueError, "NaN or infinity"),
         (dict(rtol=0.0), ValueError, "rtol must be"),
         (dict(y0=torch.zeros(3)), ValueError, r"\(B, \*event\)"),
         (dict(y0=torch.zeros(3, 2).half()), TypeError, "float32 or float64"),
         (dict(f=lambda t, y: y[:, :1]), ValueError, "must return dy/dt"),
-        (dict(t=torch.tensor([[0.0, 1.0]] * 3), method="rk4"), ValueError, "one grid"),
+        (dict(t=torch.tensor([[0.0, 1.0]] * 3), method="rk4", max_step=0.1), ValueError, "one grid"),
+        (dict(max_step=-0.1), ValueError, "max_step must be"),
+        (dict(first_step=0.0), ValueError, "first_step must be"),
+        (dict(y0=START.float(), rtol=1e-9), ValueError, r"below what torch.float32 resolves.*y0.double\(\)"),
+        (dict(rtol=1e-16), ValueError, "below what torch.float64 resolves"),
+        (dict(y0=START.clone().requires_grad_()), ValueError, r"pass y0.detach\(\)"),
     ],
 )
 def test_bad_input(change, error, message):
