@@ -153,7 +153,7 @@ class _Stepper:
 
     def _evaluate_first(self) -> None:
         """The stage at the start of the step; no smaller step can mend it where it is not finite."""
-        self._evaluate(0, self.rows.t, self.rows.y)
+        self._evaluate(0, self.rows.t.clone(), self.rows.y)  # who keeps the times keeps these ones
         known = self.k[0].flatten(1).isfinite().all(1)
         if self.kq is not None:
             known &= self.kq[0].isfinite().all(1)

@@ -66,9 +66,8 @@ class Samples:
     def __init__(self, times: Tensor, y0: Tensor) -> None:
         self.times, self.direction = times, _direction(times).expand(len(y0)).contiguous()
         self.sorted = times * _direction(times)[..., None]
-        self.y = y0.new_full((times.shape[-1], *y0.shape), torch.nan)
         at_start = (times == times[..., :1]).expand(len(y0), -1).T
-        self.y.copy_(torch.where(at_start.reshape(*at_start.shape, *(1,) * (y0.dim() - 1)), y0, self.y))
+        self.y = torch.where(at_start.reshape(*at_start.shape, *(1,) * (y0.dim() - 1)), y0, torch.nan)
         self.next = at_start.sum(0)
 
     def pending(self, step: Step) -> Tensor:

@@ -12,16 +12,16 @@ ADAPTIVE = ["rk45", "tsit5"]
 
 
 @pytest.mark.parametrize("method", ADAPTIVE)
-@pytest.mark.parametrize("goal", [1.0, -1.0])
-def test_a_jump_in_time(method, goal):
-    """y' = 1 before |t| = 0.3 and -2 after; every row jumps at a time of its own."""
+def test_a_jump_in_time(method):
+    """y' = 1 before |t| = 0.3 and -2 after; every row jumps at a time and in a direction of its own."""
+    goal = torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)
     jump = torch.tensor([0.3, 0.7654321, 2.0], dtype=torch.float64)
 
     def f(t, y):
         return torch.where(t.abs() < y[:, 1].abs(), 1.0, -2.0)[:, None] * torch.tensor([1.0, 0.0])
 
     y0 = torch.stack((torch.zeros(3, dtype=torch.float64), jump), 1)
-    solution = fastlik.odeint(f, y0, [0.0, goal], method=method, rtol=1e-8, atol=1e-8)
+    solution = fastlik.odeint(f, y0, torch.stack((0 * goal, goal), 1), method=method, rtol=1e-8, atol=1e-8)
     truth = goal * torch.where(jump < 1, jump - 2 * (1 - jump), 1.0)
     # the error estimate of a pair sees as little as a hundredth of the error of a step across a jump
     torch.testing.assert_close(solution.y[-1, :, 0], truth, rtol=0, atol=3e-6)
@@ -60,8 +60,7 @@ def test_stiff_rows(method):
     torch.testing.assert_close(solution.y[-1, :2, 0], truth[:2], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize(("method", "dtype"), [("rk45", torch.float32), ("tsit5", torch.float64)])
 def test_explosion(method, dtype):
     """y' = y^2 from y0 is infinite at t = 1 / y0."""
     y0 = torch.tensor([[1.0], [4.0], [0.5]], dtype=dtype)
@@ -163,8 +162,8 @@ def test_the_unit_of_time_does_not_matter(unit):
 @pytest.mark.parametrize("method", ["rk45", "tsit5", "rk4", "heun", "euler"])
 @pytest.mark.parametrize("dense", [False, True])
 def test_never_outside_the_span_by_a_rounding(method, dense):
-    """0.1 + (0.7 - 0.1) is not 0.7: for 200 random spans, stages stay inside to the last bit."""
-    ends = torch.rand(200, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    """a + (b - a) is past b for one random span in six: stages stay inside to the last bit."""
+    ends = torch.randn(200, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     low, high = ends.min(1).values, ends.max(1).values
 
     def f(t, y):

@@ -109,9 +109,9 @@ def test_a_failed_row_is_known_until_it_stopped():
     y0 = torch.tensor([[1.0], [0.25]], dtype=torch.float64)
     t = torch.linspace(0, 2, 41, dtype=torch.float64)
     with pytest.warns(RuntimeWarning, match="row 0 failed"):
-        plain = fastlik.odeint(explosion, y0, t, rtol=1e-8)
+        plain = fastlik.odeint(explosion, y0, t, rtol=1e-7)
     with pytest.warns(RuntimeWarning, match="row 0 failed"):
-        kept = fastlik.odeint(explosion, y0, t, rtol=1e-8, dense=True)
+        kept = fastlik.odeint(explosion, y0, t, rtol=1e-7, dense=True)
     truth = y0.T / (1 - y0.T * t[:, None])
     for y in (plain.y, kept.y, kept.evaluate(t)):
         torch.testing.assert_close(y[:20, 0, 0], truth[:20, 0], rtol=1e-5, atol=1e-5)
@@ -172,12 +172,13 @@ def test_largest_step():
     """A pulse between two long steps is not seen; a largest step sees it."""
 
     def pulse(t, y):
-        return torch.exp(-(((t - 500) / 0.5) ** 2)).to(y.dtype)[:, None].expand_as(y)
+        return torch.exp(-(((t - 100) / 0.5) ** 2)).to(y.dtype)[:, None].expand_as(y)
 
     y0 = torch.zeros(2, 1, dtype=torch.float64)
-    seen = fastlik.odeint(pulse, y0, [0.0, 1000.0], max_step=1.0)
+    assert (fastlik.odeint(pulse, y0, [0.0, 200.0]).y[-1] < 1e-3).all()
+    seen = fastlik.odeint(pulse, y0, [0.0, 200.0], max_step=1.0)
     assert seen.y[-1].flatten().tolist() == pytest.approx([0.5 * math.pi**0.5] * 2, rel=1e-5)
-    assert (seen.steps >= 1000).all()
+    assert (seen.steps >= 200).all()
 
 
 def test_float32_state_and_float64_time():

@@ -243,9 +243,9 @@ def test_detest_backwards(name):
 
 def test_tight_tolerance_agrees_with_scipy():
     y0 = torch.tensor([PROBLEMS["D1"][1], PROBLEMS["D3"][1]], dtype=torch.float64)
-    solution = solve("D1", y0, TIMES, 1e-12, "tsit5")
-    expected = np.stack([exact("D1")[-1], exact("D3")[-1]])
-    np.testing.assert_allclose(solution.y[-1], expected, atol=2e-9)
+    solution = solve("D1", y0, TIMES[:3], 1e-11, "tsit5")
+    expected = np.stack([exact("D1")[2], exact("D3")[2]])
+    np.testing.assert_allclose(solution.y[-1], expected, rtol=0, atol=2e-9)
 
 
 @pytest.mark.parametrize("eccentricity", [0.1, 0.5, 0.9])

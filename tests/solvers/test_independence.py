@@ -50,12 +50,7 @@ def assert_row(alone, together, row):
 
 @pytest.mark.parametrize(
     ("method", "dtype", "backend"),
-    [
-        ("rk45", torch.float32, "native"),
-        ("rk45", torch.float64, "torch"),
-        ("tsit5", torch.float64, "native"),
-        ("tsit5", torch.float32, "torch"),
-    ],
+    [("rk45", torch.float32, "native"), ("tsit5", torch.float64, "torch")],
 )
 def test_adaptive_rows_equal_their_solo_solutions(method, dtype, backend):
     y0 = starts(dtype)
@@ -114,5 +109,5 @@ def test_long_rows_and_several_threads(backend):
 def test_the_same_bits_in_any_order():
     y0 = starts(torch.float64)
     order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))
-    straight, shuffled = solve(y0, backend="torch"), solve(y0[order], backend="torch")
+    straight, shuffled = (solve(y, backend="torch", max_steps=40) for y in (y0, y0[order]))
     assert torch.equal(straight.y[:, order].nan_to_num(7e7), shuffled.y.nan_to_num(7e7))

@@ -150,6 +150,31 @@ def test_an_image_shaped_state_that_is_not_contiguous():
     torch.testing.assert_close(solution.y[-1], y0 * math.exp(-1), rtol=1e-7, atol=1e-9)
 
 
+def test_a_slope_that_is_itself_a_gradient():
+    """f differentiates an energy, with parameters that are being trained: no graph grows over the steps."""
+    stiffness = torch.tensor([1.0, 4.0], dtype=torch.float64, requires_grad=True)
+
+    def f(t, y):
+        y.requires_grad_()
+        energy = (stiffness * y**2).sum() / 2
+        return -torch.autograd.grad(energy, y, create_graph=True)[0]
+
+    solution = fastlik.odeint(f, START, torch.tensor([0.0, 0.4, 1.0]), rtol=1e-9, atol=1e-12)
+    assert not solution.y.requires_grad
+    torch.testing.assert_close(solution.y[-1], START * torch.exp(-stiffness.detach()), rtol=1e-7, atol=1e-9)
+
+
+def test_times_that_f_keeps_stay_what_they_were():
+    seen = []
+
+    def f(t, y):
+        seen.append((t, t.clone()))
+        return -y
+
+    fastlik.odeint(f, START, torch.tensor([0.0, 1.0]))
+    assert all(torch.equal(kept, then) for kept, then in seen)
+
+
 def test_no_rows():
     solution = fastlik.odeint(pendulum, START[:0], torch.tensor([0.0, 1.0, 2.0]))
     assert solution.y.shape == (3, 0, 2) and solution.status.shape == (0,)
