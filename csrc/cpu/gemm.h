@@ -15,8 +15,9 @@ constexpr int kGemmRows = 12;
 constexpr int kGemmRows = 6;
 #endif
 
+// Not inlined: among other code, compilers run out of registers for the sums.
 template <class T, int kRows, int kVectors>
-inline void gemm_block(int64_t inputs, const T* a, int64_t a_row, const T* w, T* out,
+__attribute__((noinline)) void gemm_block(int64_t inputs, const T* a, int64_t a_row, const T* w, T* out,
                        int64_t out_row) {
   constexpr int lanes = kLanes<T>, panel = 64 / int(sizeof(T)), per_panel = panel / lanes;
   const int64_t panel_size = inputs * panel;
