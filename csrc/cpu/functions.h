@@ -171,7 +171,8 @@ inline Dual<T> apply(Vector<T> x, [[maybe_unused]] T p) {
   using V = Vector<T>;
   using C = Constants<T>;
   if constexpr (kFunction == kSilu) {
-    const V e = Exponential<T>(clamp(-x, T(-87), T(87))).exp();
+    x = x < -87 ? splat(T(-87)) : x;
+    const V e = Exponential<T>(x > 87 ? splat(T(-87)) : -x).exp();
     const V s = 1 / (1 + e);
     return {x * s, s + x * s * (e * s)};
   } else if constexpr (kFunction == kGelu) {
@@ -183,9 +184,10 @@ inline Dual<T> apply(Vector<T> x, [[maybe_unused]] T p) {
   } else if constexpr (kFunction == kGeluTanh) {
     const T scale = T(1.5957691216057308);  // 2 sqrt(2 / pi)
     const T cube = T(0.044715);
-    const V square = x * x;
-    const Dual<T> s = logistic<T>(scale * x * (1 + cube * square));
-    return {x * s.value, s.value + x * s.slope * (scale * (1 + 3 * cube * square))};
+    const V y = clamp(x, T(-12), T(12));  // beyond, the logistic function is 0 or 1
+    const V square = y * y;
+    const Dual<T> s = logistic<T>(scale * y * (1 + cube * square));
+    return {(x < -12 ? y : x) * s.value, s.value + y * s.slope * (scale * (1 + 3 * cube * square))};
   } else if constexpr (kFunction == kTanh) {
     const V e = Exponential<T>(clamp(2 * x, T(-40), T(40))).expm1();
     const V q = 1 / (e + 2);

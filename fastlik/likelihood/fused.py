@@ -209,7 +209,7 @@ def _pack(model: ScoreModel, z: Tensor, widths: dict[str, int], times: Tensor) -
         program = recognise(_network(model), z.shape[1], widths, times, z.dtype, z.device)
     except Unrecognised as error:
         return str(error)
-    return Packed(program, z.dtype)
+    return Packed.of(program, z.dtype)
 
 
 def _agrees(

@@ -47,13 +47,13 @@ def entry(name: str, width: int, depends: int) -> Node:
 
 def constant(values: Tensor) -> Node:
     """values (width,)."""
-    return Node("constant", len(values), 0, weight=values.detach())
+    return Node("constant", len(values), 0, weight=values.detach().clone())
 
 
 def linear(a: Node, weight: Tensor, bias: Tensor | None = None) -> Node:
     """weight (width, a.width), bias (width,)."""
-    bias = None if bias is None else bias.detach()
-    return Node("linear", len(weight), a.depends, (a,), weight=weight.detach(), bias=bias)
+    bias = None if bias is None else bias.detach().clone()
+    return Node("linear", len(weight), a.depends, (a,), weight=weight.detach().clone(), bias=bias)
 
 
 def function(name: str, a: Node, parameter: float = 0.0) -> Node:

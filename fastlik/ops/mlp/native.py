@@ -56,6 +56,13 @@ class Divergence:
 class Packed:
     """The numbers of ``program`` in ``dtype`` (float32 or float64), copied, and its operations."""
 
+    @classmethod
+    def of(cls, program: Program, dtype: torch.dtype) -> Packed:
+        """The one of ``program`` in ``dtype``, made at the first call."""
+        if dtype not in program.packed:
+            program.packed[dtype] = cls(program, dtype)
+        return program.packed[dtype]
+
     def __init__(self, program: Program, dtype: torch.dtype) -> None:
         self.program, self.dtype = program, dtype
         self._numbers: list[Tensor] = []

@@ -65,7 +65,7 @@ class Buffer:
     constant: Tensor | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Program:
     """Operations in order; the first ``value_ops`` of them suffice for the value.
 
@@ -81,6 +81,7 @@ class Program:
     value_ops: int = 0
     output: View | None = None
     trace: View | None = None
+    packed: dict = field(default_factory=dict, init=False, repr=False)  # what native.py made of it
 
 
 def compile_graph(output: Node, dim: int, conditions: dict[str, int]) -> Program:

@@ -26,12 +26,14 @@ def _silu(x: Tensor, _: float) -> tuple[Tensor, Tensor]:
 
 def _gelu(x: Tensor, _: float) -> tuple[Tensor, Tensor]:
     density = 0.5 * _SQRT_2_PI * torch.exp(-0.5 * x**2)
-    return F.gelu(x), torch.special.ndtr(x) + x * density
+    mass = 0.5 * torch.erfc(-x * 0.5**0.5)  # ndtr loses its digits in the left tail
+    return x * mass, mass + x * density
 
 
 def _gelu_tanh(x: Tensor, _: float) -> tuple[Tensor, Tensor]:
-    s = torch.sigmoid(2 * _SQRT_2_PI * (x + 0.044715 * x**3))
-    return x * s, s + x * s * (1 - s) * 2 * _SQRT_2_PI * (1 + 3 * 0.044715 * x**2)
+    u = 2 * _SQRT_2_PI * (x + 0.044715 * x**3)
+    s, rest = torch.sigmoid(u), torch.sigmoid(-u)
+    return x * s, s + x * s * rest * 2 * _SQRT_2_PI * (1 + 3 * 0.044715 * x**2)
 
 
 def _softplus(x: Tensor, beta: float) -> tuple[Tensor, Tensor]:
@@ -53,7 +55,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, float], tuple[Tensor, Tensor]]] = {
     "sigmoid": lambda x, _: (x.sigmoid(), x.sigmoid() * (-x).sigmoid()),
     "softplus": _softplus,
     "elu": _elu,
-    "leaky_relu": lambda x, slope: (torch.where(x > 0, x, slope * x), torch.where(x > 0, 1.0, slope).to(x)),
+    "leaky_relu": lambda x, p: (torch.where(x > 0, x, p * x), torch.where(x > 0, torch.ones_like(x), p)),
     "sin": lambda x, _: (x.sin(), x.cos()),
     "cos": lambda x, _: (x.cos(), -x.sin()),
     "exp": lambda x, _: (x.exp(), x.exp()),
