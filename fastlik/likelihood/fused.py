@@ -212,9 +212,7 @@ def _pack(model: ScoreModel, z: Tensor, widths: dict[str, int], times: Tensor) -
     return Packed.of(program, z.dtype)
 
 
-def _agrees(
-    model: ScoreModel, packed: Packed, z: Tensor, ends: Ode, condition: dict[str, Tensor]
-) -> bool:
+def _agrees(model: ScoreModel, packed: Packed, z: Tensor, ends: Ode, condition: dict[str, Tensor]) -> bool:
     """Whether network and kernels give the same for the first rows, at both ends of the time."""
     rows = min(2, len(z))
     x = torch.cat([scale.to(z.dtype) * z[:rows] for scale in ends.input_scale])

@@ -112,7 +112,7 @@ def _check(
         raise ValueError(f"time must have shape ({len(x)},), got {tuple(time.shape)}")
     if vectors is not None and (vectors.shape[1:] != x.shape or vectors.dtype != x.dtype):
         raise ValueError(
-            f"vectors must be (K, {len(x)}, {program.dim}) {x.dtype}, got {tuple(vectors.shape)} {vectors.dtype}"
+            f"vectors must be (K, *{tuple(x.shape)}) {x.dtype}, got {tuple(vectors.shape)} {vectors.dtype}"
         )
     if conditions.keys() != program.conditions.keys():
         wanted = ", ".join(program.conditions) or "none"
@@ -120,7 +120,11 @@ def _check(
     for name, buffer in program.conditions.items():
         shape = (len(x), program.buffers[buffer].width)
         if conditions[name].shape != shape:
-            raise ValueError(f"condition {name!r} must have shape {shape}, got {tuple(conditions[name].shape)}")
+            raise ValueError(
+                f"condition {name!r} must have shape {shape}, got {tuple(conditions[name].shape)}"
+            )
     for tensor in (time, *conditions.values(), *([] if vectors is None else [vectors])):
         if tensor.device != x.device:
-            raise ValueError(f"all tensors must be on the device of x, {x.device}, got one on {tensor.device}")
+            raise ValueError(
+                f"all tensors must be on the device of x, {x.device}, got one on {tensor.device}"
+            )

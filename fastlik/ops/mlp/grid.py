@@ -53,7 +53,9 @@ class GridTable:
         tensors = [getattr(self, item.name) for item in fields(self) if item.name != "ode"]
         for values in (*tensors, *self.ode):
             if len(values) != len(self.u) or not values.is_contiguous() or not values.is_cpu:
-                raise ValueError(f"a grid's tensors must be contiguous CPU tensors of {len(self.u)} evaluations")
+                raise ValueError(
+                    f"a grid's tensors must be contiguous CPU tensors of {len(self.u)} evaluations"
+                )
         slots = self.stage.shape[1]
         if self.update.shape != self.stage.shape or not 1 <= slots <= MAX_SLOTS or len(self.u) == 0:
             raise ValueError(f"a grid needs evaluations, and stage and update (E, S) with S <= {MAX_SLOTS}")
@@ -122,9 +124,7 @@ def runge_kutta(
     return rows.table(ode)
 
 
-def adams_bashforth(
-    ode: Callable[[Tensor], Ode], grid: Tensor, order: int, weight: Tensor
-) -> GridTable:
+def adams_bashforth(ode: Callable[[Tensor], Ode], grid: Tensor, order: int, weight: Tensor) -> GridTable:
     """One evaluation for each point of grid (N+1,), which need not be equally spaced.
 
     The first ``order`` - 1 steps are RK4's.  weight (N+1, Q): the trace's quadratures at the grid points.

@@ -176,7 +176,9 @@ class _Lowering:
         self.program.buffers.append(Buffer(width, depends, constant))
         return View(len(self.program.buffers) - 1, 0, width)
 
-    def _emit(self, code: str, depends: int, width: int, a: View, b: View | None = None, **rest: object) -> View:
+    def _emit(
+        self, code: str, depends: int, width: int, a: View, b: View | None = None, **rest: object
+    ) -> View:
         out = self._buffer(width, depends)
         self.program.ops.append(Op(code, self._depends(out), out, a, b, **rest))
         return out
@@ -320,7 +322,9 @@ def _with_shared_buffers(program: Program) -> Program:
             if view is not None and shareable(view.buffer) and last_use[view.buffer] == index
         ]
         released = list(dict.fromkeys(released))
-        moved = [None if v is None else replace(v, buffer=place.get(v.buffer, v.buffer)) for v in (op.a, op.b)]
+        moved = [
+            None if v is None else replace(v, buffer=place.get(v.buffer, v.buffer)) for v in (op.a, op.b)
+        ]
         out = op.out
         if shareable(out.buffer):
             same = program.buffers[out.buffer]
@@ -364,4 +368,3 @@ def _without_unused_buffers(program: Program) -> Program:
         output=renamed(program.output),
         trace=renamed(program.trace),
     )
-

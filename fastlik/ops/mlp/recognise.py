@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +19,11 @@ from .program import Program, compile_graph
 MAX_WIDTH, MAX_DIM, MAX_BUFFERS, MAX_CONDITIONS = 4096, 1024, 128, 8
 # the batch that a network is traced with: a number that no layer is likely to be as wide as
 _ROWS = 11
-_PASSED_ON = ("shape", "dtype", "device", "ndim", "is_cuda", "layout", "requires_grad", "is_nested", "is_sparse")
-_QUERIES = ("size", "dim", "numel", "is_floating_point", "is_complex", "get_device", "stride", "is_contiguous")
+# what may be asked of a tensor: nothing of this depends on its values
+_QUERIES = frozenset(
+    "shape dtype device ndim is_cuda layout requires_grad is_nested is_sparse size dim numel __len__ "
+    "__repr__ __format__ is_floating_point is_complex get_device stride is_contiguous".split()
+)
 
 
 class Unrecognised(Exception):
@@ -44,9 +46,11 @@ class Traced(Tensor):
         name = _name(func)
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
-        if name in _PASSED_ON or name in _QUERIES or not isinstance(result, (Tensor, tuple, list)):
-            if name in _PASSED_ON or name in _QUERIES or name in ("__len__", "__repr__", "__format__"):
-                return result
+        if name in _QUERIES:
+            return result
+        if not all(
+            isinstance(r, Tensor) for r in (result if isinstance(result, (tuple, list)) else (result,))
+        ):
             raise Unrecognised(f"its code reads a value of a tensor ({name})")
         rule = _RULES.get(name)
         if rule is None:
@@ -191,7 +195,9 @@ def _matmul(result: Tensor, x: object, weight: object) -> Node:
     return _linear(result, x, weight.T if isinstance(weight, Tensor) and weight.dim() == 2 else None)
 
 
-def _addmm(result: Tensor, bias: Tensor, x: Traced, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Node:
+def _addmm(
+    result: Tensor, bias: Tensor, x: Traced, weight: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Node:
     if beta != 1 or alpha != 1 or bias.dim() != 1:
         raise ValueError("with factors")
     return _linear(result, x, weight.T, bias)
@@ -271,6 +277,12 @@ def _same(result: Tensor, x: Traced, *args: object, **rest: object) -> Node:
     return x.node
 
 
+def _expand(result: Tensor, x: Traced, *args: object, **rest: object) -> Node:
+    if isinstance(x, Traced) and x.dim() == 2 == result.dim() and x.shape[1] == 1 and len(result) == _ROWS:
+        return graph.linear(x.node, _plain(x).new_ones(result.shape[1], 1))
+    return _same(result, x)
+
+
 def _dropout(result: Tensor, x: Traced, p: float = 0.5, training: bool = True, inplace: bool = False) -> Node:
     if training and p > 0:
         raise ValueError("in training mode")
@@ -293,7 +305,7 @@ _RULES: dict[str, Callable] = {
     **dict.fromkeys(("sub", "subtract", "__sub__"), _binary(_subtract)),
     **dict.fromkeys(("rsub", "__rsub__"), _binary(lambda a, b: _subtract(b, a))),
     **dict.fromkeys(("div", "divide", "true_divide", "__truediv__"), _binary(_divide)),
-    "__rtruediv__": _binary(lambda a, b: _divide(b, a)),
+    **dict.fromkeys(("__rtruediv__", "__rdiv__"), _binary(lambda a, b: _divide(b, a))),
     **dict.fromkeys(("neg", "__neg__", "negative"), lambda result, x: _scaled(x.node, -1.0)),
     **dict.fromkeys(("pow", "__pow__"), _power),
     **{name: _unary(name) for name in ("silu", "tanh", "sigmoid", "sin", "cos", "exp", "log", "sqrt")},
@@ -312,11 +324,12 @@ _RULES: dict[str, Callable] = {
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     **dict.fromkeys(("chunk", "split"), _split),
     "__getitem__": _getitem,
-    **dict.fromkeys(("unsqueeze", "view", "reshape", "flatten", "squeeze", "expand", "contiguous"), _same),
-    **dict.fromkeys(("to", "float", "double", "type", "type_as", "clone", "expand_as", "view_as"), _same),
+    **dict.fromkeys(("unsqueeze", "view", "reshape", "flatten", "squeeze", "contiguous", "view_as"), _same),
+    **dict.fromkeys(("to", "float", "double", "type", "type_as", "clone"), _same),
+    **dict.fromkeys(("expand", "expand_as"), _expand),
     "dropout": _dropout,
     "detach": _detach,
-    **dict.fromkeys(("ones_like", "zeros_like", "new_zeros", "new_ones", "new_full", "new_tensor"), _constant_like),
+    **dict.fromkeys(("ones_like", "zeros_like", "new_zeros", "new_ones", "new_full"), _constant_like),
 }
 
 
@@ -348,7 +361,9 @@ def recognise(
     }
     with torch.no_grad():
         output = f(
-            Traced.of(x, graph.entry("state", dim, STATE)), Traced.of(time, graph.entry("time", 1, TIME)), **inputs
+            Traced.of(x, graph.entry("state", dim, STATE)),
+            Traced.of(time, graph.entry("time", 1, TIME)),
+            **inputs,
         )
     if not isinstance(output, Traced) or not output.node.depends & STATE:
         raise Unrecognised("its result does not depend on x")
