@@ -87,9 +87,8 @@ class AdaptiveTile {
       error_prev_[i] = 1e-4;
       steps_[i] = refused_[i] = evaluations_[i] = 0;
       rejected_[i] = false;
-      status_[i] = a_.t0 == a_.t1 ? kDone : kRunning;
-      if (status_[i] == kDone) write(i);
-      else ++count_;
+      status_[i] = kRunning;
+      ++count_;
     }
     if (count_ > before) start(before);
   }

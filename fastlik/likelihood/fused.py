@@ -69,6 +69,11 @@ class Fused:
         max_steps: int = 10_000,
     ) -> Integration:
         """As ``fastlik.solvers.adaptive.integrate`` of a LikelihoodFlow, all rows from u0 to u1."""
+        if u0 == u1:
+            q = None if trace is None else z.new_zeros(len(z), trace.columns, dtype=torch.float64)
+            still = Integration.start(z, q, torch.full((len(z),), u0, dtype=torch.float64))
+            still.status.fill_(int(Status.DONE))
+            return still
         fields = self.packed.integrate_adaptive(
             z,
             self.condition,

@@ -150,7 +150,7 @@ FASTLIK_MATH MlpClockValues clock_values(const MlpClock& clock, double u) {
   return {value[0], value[1], value[2], value[3], value[4], value[5]};
 }
 
-// The same ODE with steps of its own for each row, between t0 and t1 on the clock; the fields are those
+// The same ODE with steps of its own for each row, from t0 to t1 != t0 on the clock; the fields are those
 // of fastlik.solvers.system.Integration.
 struct MlpAdaptiveArgs {
   MlpRows in;
