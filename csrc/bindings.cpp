@@ -105,6 +105,13 @@ int rk_advance_cuda(bool is_double, const py::tuple& sizes, const py::tuple& add
   py::gil_scoped_release release;
   return run(args, reinterpret_cast<void*>(stream));
 }
+
+int mlp_chain_cuda(const py::tuple& sizes, double parameter, const py::tuple& weights,
+                   const py::tuple& addresses, const py::tuple& trace, std::uintptr_t stream) {
+  const MlpChainArgs args = read_chain(sizes, parameter, weights, addresses, trace);
+  py::gil_scoped_release release;
+  return cuda::mlp_chain(args, reinterpret_cast<void*>(stream));
+}
 #endif
 
 py::list isas() {
@@ -128,6 +135,7 @@ PYBIND11_MODULE(_native, m) {
 #ifdef FASTLIK_CUDA
   m.def("rk_combine_cuda", &rk_combine_cuda);
   m.def("rk_advance_cuda", &rk_advance_cuda);
+  m.def("mlp_chain_cuda", &mlp_chain_cuda);
 #endif
   m.attr("max_stages") = kMaxStages;
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "isa.h"
+#include "mlp_chain_bindings.h"
 #include "reader.h"
 
 namespace fastlik {
@@ -93,18 +94,6 @@ MlpRows read_rows(int64_t rows, Reader& tensor, const py::tuple& conditions) {
   Reader condition(conditions);
   for (size_t c = 0; c < conditions.size(); ++c) in.conditions[c] = condition.address<const void>();
   return in;
-}
-
-MlpTrace read_trace(const py::tuple& values) {
-  Reader r(values);
-  MlpTrace trace{};
-  trace.mode = r.next<int32_t>();
-  trace.kind = r.next<int32_t>();
-  trace.probes = r.next<int64_t>();
-  trace.first_draw = r.next<int64_t>();
-  trace.seed = r.next<uint64_t>();
-  trace.fresh = r.next<bool>();
-  return trace;
 }
 
 void mlp_evaluate(const PackedMlp& packed, const py::tuple& sizes, const py::tuple& addresses,

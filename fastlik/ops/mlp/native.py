@@ -42,7 +42,7 @@ class Divergence:
         return {"none": 0, "probes": self.probes}.get(self.mode, 1)
 
     @property
-    def _arguments(self) -> tuple:
+    def arguments(self) -> tuple:
         return (
             _TRACE_MODES.index(self.mode),
             _PROBE_KINDS.index(self.kind),
@@ -134,7 +134,7 @@ class Packed:
             x,
             self.handle,
             (len(x), 0 if vectors is None else len(vectors)),
-            tuple(map(_address, tensors)),
+            tuple(map(address, tensors)),
             addresses,
         )
         return value, products, divergence
@@ -163,9 +163,9 @@ class Packed:
             z,
             self.handle,
             (len(z), len(table.u), table.stage.shape[1], quadratures),
-            tuple(map(_address, (*tensors, table.commit, latent, q, first_bad))),
+            tuple(map(address, (*tensors, table.commit, latent, q, first_bad))),
             addresses,
-            divergence._arguments,
+            divergence.arguments,
         )
         return latent, q, first_bad
 
@@ -207,9 +207,9 @@ class Packed:
             z,
             self.handle,
             (batch, stages, max_steps, len(clock.breaks) - 1, clock.values.shape[2]),
-            tuple(map(_address, (*tensors, *counts.values()))),
+            tuple(map(address, (*tensors, *counts.values()))),
             addresses,
-            divergence._arguments,
+            divergence.arguments,
             (*span, first_step or 0.0),
             tuple(b),
             tuple(e),
@@ -224,5 +224,6 @@ def _view(view: View | None) -> tuple[int, int, int]:
     return _NO_VIEW if view is None else (view.buffer, view.offset, view.width)
 
 
-def _address(tensor: Tensor | None) -> int:
+def address(tensor: Tensor | None) -> int:
+    """0 stands for a tensor that is left out."""
     return 0 if tensor is None else tensor.data_ptr()

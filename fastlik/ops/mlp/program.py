@@ -291,7 +291,7 @@ class _Lowering:
 
 
 def _with_shared_buffers(program: Program) -> Program:
-    """Let buffers of rows and tangents take over the place of ones that are no longer needed.
+    """Let buffers with tangents take over the place of ones that are no longer needed.
 
     A tile's buffers then stay in the cache.  Elementwise operations work in place.
     """
@@ -310,9 +310,8 @@ def _with_shared_buffers(program: Program) -> Program:
     free: list[int] = []
 
     def shareable(buffer: int) -> bool:
-        info = program.buffers[buffer]
-        lone = info.depends in (0, graph.TIME, graph.CONDITION)
-        return not lone and buffer not in kept and writers.get(buffer) == 1
+        of_state = program.buffers[buffer].depends & STATE
+        return bool(of_state) and buffer not in kept and writers.get(buffer) == 1
 
     ops = []
     for index, op in enumerate(program.ops):

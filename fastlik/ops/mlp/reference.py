@@ -7,12 +7,14 @@ the state is a pair (value (B, width), tangents (K, B, width)).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .graph import STATE
 from .grid import GridTable
 from .program import Op, Program, View
 
@@ -78,6 +80,19 @@ def evaluate(
     program: Program, x: Tensor, time: Tensor, conditions: dict[str, Tensor], tangents: Tensor
 ) -> Evaluation:
     """Run every operation of ``program``."""
+    values, slopes = _values(program, x, time, conditions, tangents)
+
+    def line(lines: dict[int, Tensor], view: View) -> Tensor:
+        return lines[view.buffer][..., view.offset : view.offset + view.width]
+
+    trace = None if program.trace is None else line(values, program.trace)[:, 0]
+    return Evaluation(line(values, program.output), line(slopes, program.output), trace)
+
+
+def _values(
+    program: Program, x: Tensor, time: Tensor, conditions: dict[str, Tensor], tangents: Tensor
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """The values and tangents of every buffer."""
     values: dict[int, Tensor] = {program.input: x, program.time: time.to(x.dtype)[:, None]}
     slopes = {program.input: tangents}
     for name, buffer in program.conditions.items():
@@ -105,8 +120,16 @@ def evaluate(
             d_whole[..., parts] = dy
             y, dy = whole, d_whole
         values[op.out.buffer], slopes[op.out.buffer] = y, dy
-    trace = None if program.trace is None else value(program.trace)[:, 0]
-    return Evaluation(value(program.output), slope(program.output), trace)
+    return values, slopes
+
+
+def contexts(program: Program, time: Tensor, conditions: dict[str, Tensor]) -> Callable[[View], Tensor]:
+    """Whatever does not depend on the state, at times and conditions of as many rows."""
+    rows = len(time)
+    nothing = time.new_zeros(rows, program.dim)
+    early = replace(program, ops=[op for op in program.ops if not op.depends & STATE], trace=None)
+    values = _values(early, nothing, time, conditions, nothing.new_zeros(0, *nothing.shape))[0]
+    return lambda view: values[view.buffer][:, view.offset : view.offset + view.width]
 
 
 def _run(
