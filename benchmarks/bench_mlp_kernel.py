@@ -114,7 +114,7 @@ def bench_likelihood(benchmark, rows, method, setting):
     error = errors(method, small, value)
     benchmark.extra_info |= {
         "workload": f"mlp, {rows} rows",
-        "method": method.name,
+        "peer": method.name,
         "setting": setting,
         method.unit: value,
         "error": error.mean,

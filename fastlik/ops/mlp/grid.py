@@ -130,6 +130,7 @@ def adams_bashforth(ode: Callable[[Tensor], Ode], grid: Tensor, order: int, weig
     The first ``order`` - 1 steps are RK4's.  weight (N+1, Q): the trace's quadratures at the grid points.
     """
     points = grid.tolist()
+    coefficients = adams_coefficients(grid.unfold(0, order, 1)[:-1], grid[order:]).tolist()
     rows = _Rows(order + 3, weight.shape[1])
     nothing = (0.0,) * weight.shape[1]
     for n, u in enumerate(points):
@@ -139,9 +140,8 @@ def adams_bashforth(ode: Callable[[Tensor], Ode], grid: Tensor, order: int, weig
             break
         h = points[n + 1] - u
         if n >= order - 1:
-            history = points[n - order + 1 : n + 1]
-            coefficients = adams_coefficients(history, points[n + 1])
-            update = {(n - order + 1 + j) % order: value for j, value in enumerate(coefficients)}
+            first = n - order + 1
+            update = {(first + j) % order: value for j, value in enumerate(coefficients[first])}
             rows.add(u, {}, here, n, weight[n].tolist(), update)
             continue
         slots = (here, order, order + 1, order + 2)
@@ -152,16 +152,15 @@ def adams_bashforth(ode: Callable[[Tensor], Ode], grid: Tensor, order: int, weig
     return rows.table(ode)
 
 
-def adams_coefficients(points: Sequence[float], end: float) -> list[float]:
-    """Weights of the slopes at ``points`` in the integral from the last point to ``end``.
+def adams_coefficients(points: Tensor, end: Tensor) -> Tensor:
+    """Weights (N, k) of the slopes at ``points`` (N, k) in the integrals from the last one to ``end`` (N,).
 
     The integral of the polynomial through them (Hairer, Norsett, Wanner, Solving ODEs I, III.5).
     """
-    start = points[-1]
-    x = (torch.tensor(points, dtype=torch.float64) - start) / (end - start)
-    powers = torch.arange(len(points), dtype=torch.float64)
-    moments = 1 / (powers + 1)
-    return ((end - start) * torch.linalg.solve(x[None] ** powers[:, None], moments)).tolist()
+    start, step = points[:, -1:], end[:, None] - points[:, -1:]
+    powers = torch.arange(points.shape[1], dtype=torch.float64)
+    vandermonde = ((points - start) / step)[:, None] ** powers[:, None]
+    return step * torch.linalg.solve(vandermonde, (1 / (powers + 1)).expand(len(points), -1))
 
 
 def gregory_weights(grid: Tensor) -> Tensor:
