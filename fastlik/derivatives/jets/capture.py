@@ -53,9 +53,9 @@ class Captured:
             # a batch of 0 or 1 may take a path of its own
             if x.shape[0] < 2:
                 return self.module(x, *args, **kwargs)
-            return wrap(self._run(self.program(x, *args, **kwargs), unwrap(x), args, kwargs))
+            return self._run(self.program(x, *args, **kwargs), unwrap(x), args, kwargs, wrap)
         if isinstance(x, Jet):  # torch.compile looks on
-            return self._run(self._compiled(x, args, kwargs), x, args, kwargs)
+            return self._run(self._compiled(x, args, kwargs), x, args, kwargs, tuple)
         return self.module(x, *args, **kwargs)
 
     def program(self, x: Tensor, *args: object, **kwargs: object) -> Program:
@@ -72,10 +72,10 @@ class Captured:
             raise RuntimeError("capture the module for these inputs, in this mode, before torch.compile runs it")
         return program
 
-    def _run(self, program: Program, x: Jet, args: tuple, kwargs: dict) -> object:
+    def _run(self, program: Program, x: Jet, args: tuple, kwargs: dict, finish: Callable) -> object:
         inputs = [x, *args, *kwargs.values()]
         state = [operator.attrgetter(path)(self.module) for path in program.state]
-        results = program.run(*state, *program.constants, *pytree.tree_leaves(inputs))
+        results = finish(program.run(*state, *program.constants, *pytree.tree_leaves(inputs)))
         return results[0] if program.result.is_leaf() else pytree.tree_unflatten(results, program.result)
 
 

@@ -115,7 +115,7 @@ def transform(values: object, function: Callable[[Jet], object]) -> object:
     if isinstance(values, (list, tuple)):
         results = [transform(value, function) for value in values]
         return type(values)(*results) if hasattr(values, "_fields") else type(values)(results)
-    if isinstance(values, dict):
+    if type(values) is dict:
         return {name: transform(value, function) for name, value in values.items()}
     return values
 
