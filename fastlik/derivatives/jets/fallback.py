@@ -63,9 +63,21 @@ def _surface(
     steps = {d: torch.zeros((), dtype=torch.float64, requires_grad=True) for d in directions}
     moved_args, moved_options = transform((args, options), lambda jet: _moved(jet, steps, k))
     value = function(*moved_args, **moved_options)
-    results = value if isinstance(value, (tuple, list)) else (value,)
-    derived = [(result, _derivatives(name, result, steps, layout)) for result in results]
-    return _Surface(derived, several=isinstance(value, (tuple, list)))
+    several = isinstance(value, (tuple, list))
+    results = value if several else (value,)
+    if not any(isinstance(result, Tensor) for result in results):
+        raise NoDerivative(f"{name} returns {type(value).__name__}, no tensor")
+    # of several results some may be piecewise constant, like the sign beside a log determinant
+    some = several and any(isinstance(result, Tensor) and result.requires_grad for result in results)
+    derived = [
+        (result, None if some and not _is_differentiable(result) else _derivatives(name, result, steps, layout))
+        for result in results
+    ]
+    return _Surface(derived, several)
+
+
+def _is_differentiable(result: object) -> bool:
+    return isinstance(result, Tensor) and result.requires_grad
 
 
 def _moved(jet: Jet, steps: dict[int, Tensor], k: int) -> Tensor:
@@ -100,7 +112,10 @@ def _along(name: str, value: Tensor, step: Tensor, first: bool) -> Tensor:
     weights = torch.zeros_like(value, requires_grad=True)
     slope = None
     if value.requires_grad:
-        (slope,) = torch.autograd.grad(value, step, weights, create_graph=True, allow_unused=True)
+        try:
+            (slope,) = torch.autograd.grad(value, step, weights, create_graph=True, allow_unused=True)
+        except RuntimeError as reason:
+            raise NoDerivative(f"{name} has no rule for jets, and in autograd: {reason}") from reason
     if slope is None or not slope.requires_grad:
         if first:
             raise NoDerivative(f"{name} has neither a rule for jets nor a derivative for autograd")
