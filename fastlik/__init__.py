@@ -2,7 +2,7 @@
 
 from . import data, nn, testing
 from .derivatives.divergence import divergence
-from .derivatives.products import jvp
+from .derivatives.taylor import jet, jvp
 from .likelihood.ode import ode_nll
 from .likelihood.result import NLL, ConvergenceWarning, EvaluationInterrupted
 from .model import ScoreModel, wrap
@@ -31,6 +31,7 @@ __all__ = [
     "backends",
     "data",
     "divergence",
+    "jet",
     "jvp",
     "load",
     "nn",

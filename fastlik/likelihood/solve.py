@@ -109,6 +109,9 @@ def solve(problem: Problem, x: Tensor, rows: Tensor, condition: dict) -> NLL:
 
 def integrate_flow(problem: Problem, flow: LikelihoodFlow, z: Tensor, u: Tensor) -> Solution:
     """From u[0] to u[1], in either direction, by the problem's method."""
+    if len(z) == 0:
+        nothing = u.new_zeros(0)
+        return Solution(Integration.start(z, None, nothing), nothing, nothing, nothing)
     if problem.method == "adams":
         return _solve_adams(problem, flow, z, u)
     tableau = TABLEAUS[problem.method]

@@ -342,9 +342,7 @@ def test_threads_change_no_bit(dtype):
         result["combined"] = combine(step["y"], step["k"], B, step["h"], backend="native")
         results.append(result)
     for result in results[1:]:
-        assert all(
-            torch.equal(v, results[0][k]) for k, v in result.items() if isinstance(v, torch.Tensor)
-        )
+        assert all(torch.equal(v, results[0][k]) for k, v in result.items() if isinstance(v, torch.Tensor))
 
 
 def test_strided_rows(backend):
