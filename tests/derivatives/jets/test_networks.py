@@ -177,7 +177,8 @@ def test_captured_graph_at_another_batch_size(name):
     "activation",
     [
         nn.ReLU(), nn.LeakyReLU(), nn.ELU(), nn.SELU(), nn.CELU(), nn.GELU("tanh"), nn.Mish(), nn.Hardswish(),
-        nn.Softplus(2.0), nn.Softsign(), nn.LogSigmoid(), nn.PReLU(), nn.SiLU(inplace=True), nn.ReLU(inplace=True),
+        nn.Softplus(2.0), nn.Softsign(), nn.LogSigmoid(), nn.PReLU(), nn.SiLU(inplace=True),
+        nn.ReLU(inplace=True),
         nn.Sigmoid(), nn.Tanhshrink(), nn.GLU(), nn.BatchNorm1d(8), nn.LayerNorm(8), nn.Identity(),
     ],
     ids=lambda module: type(module).__name__,
