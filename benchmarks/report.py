@@ -32,6 +32,7 @@ def trim(run: dict) -> dict:
         "versions": dict(sorted(versions.items())),
         "likelihood": [_without(record, ENVIRONMENT) for record in records if "method" in record],
         "rk_step": [_without(record, ENVIRONMENT) for record in records if "op" in record],
+        "mlp_kernel": [_without(r, ENVIRONMENT) for r in records if "gflops" in r or "peer" in r],
     }
 
 

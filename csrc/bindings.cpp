@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 
 #include "isa.h"
+#include "mlp_bindings.h"
+#include "reader.h"
 #ifdef FASTLIK_CUDA
 #include "fastlik/cuda.h"
 #endif
@@ -12,30 +14,6 @@ namespace py = pybind11;
 
 namespace fastlik {
 namespace {
-
-// Reads a tuple from left to right.
-class Reader {
- public:
-  explicit Reader(const py::tuple& items) : items_(items) {}
-  template <class T>
-  T next() {
-    return items_[at_++].cast<T>();
-  }
-  // A tensor's address; 0 stands for a tensor that is left out.
-  template <class T>
-  T* address() {
-    return reinterpret_cast<T*>(next<std::uintptr_t>());
-  }
-
- private:
-  const py::tuple& items_;
-  size_t at_ = 0;
-};
-
-void read_weights(const py::tuple& weights, double (&target)[kMaxStages]) {
-  if (weights.size() > size_t(kMaxStages)) throw std::length_error("too many stages");
-  for (size_t j = 0; j < weights.size(); ++j) target[j] = weights[j].cast<double>();
-}
 
 CombineArgs combine_args(const py::tuple& sizes, const py::tuple& addresses,
                          const py::tuple& strides, const py::tuple& weights) {
@@ -60,7 +38,7 @@ AdvanceArgs advance_args(const py::tuple& sizes, const py::tuple& addresses,
                          const py::tuple& strides, const py::tuple& b, const py::tuple& e,
                          const py::tuple& tolerances, const py::tuple& controller, bool fsal) {
   AdvanceArgs args{};
-  Reader size(sizes), tensor(addresses), stride(strides), tolerance(tolerances), pi(controller);
+  Reader size(sizes), tensor(addresses), stride(strides);
   args.rows = size.next<int64_t>();
   args.size = size.next<int64_t>();
   args.stages = size.next<int64_t>();
@@ -86,17 +64,7 @@ AdvanceArgs advance_args(const py::tuple& sizes, const py::tuple& addresses,
   args.sensitivity_row = stride.next<int64_t>();
   args.kq_stage = stride.next<int64_t>();
   args.kq_row = stride.next<int64_t>();
-  read_weights(b, args.b);
-  read_weights(e, args.e);
-  args.rtol = tolerance.next<double>();
-  args.atol = tolerance.next<double>();
-  args.q_atol = tolerance.next<double>();
-  args.controller.order = pi.next<double>();
-  args.controller.safety = pi.next<double>();
-  args.controller.min_factor = pi.next<double>();
-  args.controller.max_factor = pi.next<double>();
-  args.controller.beta = pi.next<double>();
-  args.fsal = fsal;
+  read_step(args, b, e, tolerances, controller, fsal);
   return args;
 }
 
@@ -137,6 +105,13 @@ int rk_advance_cuda(bool is_double, const py::tuple& sizes, const py::tuple& add
   py::gil_scoped_release release;
   return run(args, reinterpret_cast<void*>(stream));
 }
+
+int mlp_chain_cuda(const py::tuple& sizes, double parameter, const py::tuple& weights,
+                   const py::tuple& addresses, const py::tuple& trace, std::uintptr_t stream) {
+  const MlpChainArgs args = read_chain(sizes, parameter, weights, addresses, trace);
+  py::gil_scoped_release release;
+  return cuda::mlp_chain(args, reinterpret_cast<void*>(stream));
+}
 #endif
 
 py::list isas() {
@@ -154,11 +129,13 @@ PYBIND11_MODULE(_native, m) {
   m.def("isas", &isas, "Instruction sets that this build and this CPU have, best first.");
   m.def("isa", [] { return isa_name(active_isa); }, "The instruction set in use.");
   m.def("select_isa", &select_isa, "Use another instruction set (for tests).");
+  define_mlp(m);
   m.def("rk_combine", &rk_combine);
   m.def("rk_advance", &rk_advance);
 #ifdef FASTLIK_CUDA
   m.def("rk_combine_cuda", &rk_combine_cuda);
   m.def("rk_advance_cuda", &rk_advance_cuda);
+  m.def("mlp_chain_cuda", &mlp_chain_cuda);
 #endif
   m.attr("max_stages") = kMaxStages;
 }

@@ -9,12 +9,13 @@ With z = x / s(t), s = sqrt(alpha^2 + sigma^2), and the angle phi = arctan(sigma
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..derivatives.divergence import exact_trace, traces
+from ..derivatives.divergence import exact_trace, trace_parts
 from ..derivatives.probes import probe
 from ..model import ScoreModel, per_row
 from ..solvers.clock import Clock
@@ -42,35 +43,61 @@ class Trace:
 class LikelihoodFlow:
     """z and its log-density over the clock u, for some rows of a batch (a solver's System).
 
-    Without a ``trace`` it is the state alone.
+    Without a ``trace`` it is the state alone.  With ``companion``, the integrand of Hutchinson's estimates
+    has two more columns: their noise, as :func:`probe_noise` gives it with the features, and one that changes
+    as the trace does, without noise: what steps and error estimates follow.
     """
 
     def __init__(
-        self, model: ScoreModel, clock: Clock, trace: Trace | None, rows: Tensor, condition: dict
+        self,
+        model: ScoreModel,
+        clock: Clock,
+        trace: Trace | None,
+        rows: Tensor,
+        condition: dict,
+        companion: bool = False,
     ) -> None:
         self.model, self.clock, self.trace = model, clock, trace
         self.rows, self.condition = rows, condition
+        self.companion = companion
         self._node: Tensor | None = None
         self._vectors: Tensor | None = None
 
     def take(self, index: Tensor) -> LikelihoodFlow:
         condition = {name: take_rows(v, index, len(self.rows)) for name, v in self.condition.items()}
-        return LikelihoodFlow(self.model, self.clock, self.trace, self.rows[index], condition)
+        return LikelihoodFlow(self.model, self.clock, self.trace, self.rows[index], condition, self.companion)
 
-    def __call__(self, u: Tensor, z: Tensor, node: Tensor) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, u: Tensor, z: Tensor, node: Tensor) -> tuple[Tensor | None, ...]:
         angle, rate = self.clock.angle(u), self.clock.rate(u)
-
-        def field(z: Tensor) -> Tensor:
-            return self.model.angular_velocity(z, angle, **self.condition)
-
-        if self.trace is None:
+        field, trace = self._field(angle), self.trace
+        if trace is None:
             return per_row(rate, z) * field(z), None
-        if self.trace.exact:
-            v, trace = exact_trace(field, z, self.trace.mode)
-            trace = trace[:, None]
-        else:
-            v, trace = traces(field, z, self._probes(z, node), self.trace.mode)
-        return per_row(rate, z) * v, rate[:, None] * trace
+        if trace.exact:
+            v, integrand = exact_trace(field, z, trace.mode)
+            return per_row(rate, z) * v, (rate * integrand)[:, None]
+        v, parts = trace_parts(field, z, self._probes(z, node), trace.mode)
+        integrand = rate[:, None] * parts.sum(2).T
+        if not self.companion:
+            return per_row(rate, z) * v, integrand
+        parts = rate[:, None] * parts
+        smooth = rate * _companion(angle, z, v)
+        noise, features = probe_noise(parts, trace.kind)
+        integrand = torch.cat((integrand, noise[:, None], smooth[:, None]), 1)
+        return per_row(rate, z) * v, integrand, features
+
+    def divergences(self, u: Tensor, z: Tensor, node: Tensor, draws: range | None) -> tuple[Tensor, Tensor]:
+        """Integrands (B, n) by the probes numbered ``draws`` and the variance (B,) of their mean, or exact
+        ones (B, 1) and zeros for None."""
+        angle, rate = self.clock.angle(u), self.clock.rate(u)
+        if draws is None:
+            _, trace = exact_trace(self._field(angle), z, self.trace.mode)
+            return (rate * trace)[:, None], torch.zeros_like(rate)
+        _, parts = trace_parts(self._field(angle), z, self._draw(z, node, draws), self.trace.mode)
+        parts = rate[:, None] * parts
+        return parts.sum(2).T, probe_noise(parts, self.trace.kind)[0]
+
+    def _field(self, angle: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda z: self.model.angular_velocity(z, angle, **self.condition)
 
     def sensitivity(self, u: Tensor, z: Tensor, slope: Tensor) -> Tensor:
         """grad_z log p, by the model's own score: -eps_hat / sin(phi) = -z - v / tan(phi)."""
@@ -80,14 +107,52 @@ class LikelihoodFlow:
         return -z - per_row(gain, z) * slope
 
     def _probes(self, z: Tensor, node: Tensor) -> Tensor:
-        """The probes (K, *z.shape) of each row's present step, kept from stage to stage."""
-        node = node if self.trace.fresh else torch.zeros_like(node)
-        if self._node is None or not torch.equal(self._node, node):
-            kind, seed = self.trace.kind, self.trace.seed
-            numbers = range(self.trace.first_draw, self.trace.first_draw + self.trace.probes)
-            draws = [probe(kind, seed, self.rows, number, node, z) for number in numbers]
-            self._vectors, self._node = torch.stack(draws), node.clone()
+        """The probes (K, *z.shape) of each row's present step, kept from stage to stage.
+
+        A flow with a companion has one stage a step: comparing would only wait for the device.
+        """
+        known = self._node is not None and (
+            not self.trace.fresh or (not self.companion and torch.equal(self._node, node))
+        )
+        if not known:
+            self._vectors, self._node = self._draw(z, node, range(self.trace.probes)), node.clone()
         return self._vectors
+
+    def _draw(self, z: Tensor, node: Tensor, draws: range) -> Tensor:
+        trace = self.trace
+        node = node if trace.fresh else torch.zeros_like(node)
+        numbers = (trace.first_draw + draw for draw in draws)
+        return torch.stack([probe(trace.kind, trace.seed, self.rows, number, node, z) for number in numbers])
+
+
+def probe_noise(parts: Tensor, kind: str) -> tuple[Tensor, Tensor | None]:
+    """The variance (B,) of the mean over K probes of v'Jv, and features for K = 1, from v_i (Jv)_i (K, B, d).
+
+    For a Rademacher probe v_i (Jv)_i = J_ii + e_i with E |e|^2 = sum_{i != j} J_ij^2, twice of which is the
+    variance of v'Jv for a symmetric J (and an upper bound for any).  For a Gaussian probe the square is
+    |J|_F^2 + 2 sum_i J_ii^2, and the variance twice |J|_F^2.  Products of different probes hold the diagonal
+    alone and remove it: of probes at one node, or for K = 1 of neighbouring nodes, whose features the solver
+    multiplies; then the variance holds the whole square still.
+    """
+    probes, _, size = parts.shape
+    diagonals = 2.0 if kind == "gaussian" else 1.0
+    if kind == "rademacher":  # a multiple of the identity makes no noise
+        parts = (parts - parts.mean(2, keepdim=True)) * (size / max(1, size - 1)) ** 0.5
+    square = parts.square().sum((0, 2)) / probes
+    if probes == 1:
+        return 2 * square, diagonals**0.5 * parts[0]
+    crossed = (parts.sum(0).square().sum(1) - probes * square) / (probes * (probes - 1))
+    return (2 * (square - diagonals * crossed) / probes).clamp(min=0), None
+
+
+def _companion(angle: Tensor, z: Tensor, v: Tensor) -> Tensor:
+    """2 z . v + |v|^2 / tan(phi), (B,) float64: as large and as smooth in phi as the trace, without noise.
+
+    With eps = sin(phi) z + cos(phi) v, Stein's identity E tr d eps / dz = E |eps|^2 / sin(phi) makes the two
+    equal on average where E |z|^2 = d.
+    """
+    z, v = z.double().flatten(1), v.double().flatten(1)
+    return 2 * (z * v).sum(1) + v.square().sum(1) / angle.tan().clamp(min=1e-12)
 
 
 def take_rows(value: object, index: Tensor, batch: int) -> object:

@@ -34,9 +34,7 @@ def dsm_target(model: ScoreModel, x0: Tensor, t: Tensor, noise: Tensor) -> Tenso
     return per_row(of_x0, x0) * x0 + per_row(of_noise, x0) * noise
 
 
-def dsm_error(
-    model: ScoreModel, x0: Tensor, t: Tensor, noise: Tensor, **condition: object
-) -> Tensor:
+def dsm_error(model: ScoreModel, x0: Tensor, t: Tensor, noise: Tensor, **condition: object) -> Tensor:
     """(B,) ||eps_hat(x_t, t) - eps||^2 / d in x0's dtype, at x_t = alpha(t) x_0 + sigma(t) eps.
 
     Args:

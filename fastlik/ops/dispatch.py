@@ -70,7 +70,7 @@ def _differentiated(tensor: Tensor) -> bool:
     )
 
 
-def _native_obstacle(op: str, tensor: Tensor) -> str:
+def native_obstacle(op: str, tensor: Tensor) -> str:
     """Why the native implementation of ``op`` cannot take ``tensor``; "" if it can."""
     module, reason = _load_native()
     if module is None:
@@ -142,7 +142,7 @@ def choose(op: str, backend: str, tensor: Tensor, *others: Tensor) -> str:
         if not obstacle and not _implements(op, "triton"):
             obstacle = f"{op} has no Triton implementation"
     else:
-        obstacle = _native_obstacle(op, tensor)
+        obstacle = native_obstacle(op, tensor)
     if not obstacle:
         return "native" if backend == "auto" else backend
     if backend != "auto":

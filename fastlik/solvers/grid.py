@@ -1,4 +1,4 @@
-"""Runge-Kutta on a fixed grid that all rows share."""
+"""Runge-Kutta on a fixed grid."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ..ops.rk_step import combine
+from .dense import Recorder, Step
 from .status import Status
-from .system import Integration, System
+from .system import Integration, System, not_past
 from .tableau import Tableau
 
 
@@ -19,34 +20,47 @@ def integrate_grid(
     *,
     q: Tensor | None = None,
     steps_per_node: int = 1,
+    recorder: Recorder | None = None,
     backend: str = "auto",
 ) -> Integration:
-    """Integrate from grid[0] to grid[-1] with one step per interval; grid (N+1,) float64, monotone.
+    """Integrate with one step per interval of grid (N+1,) or (B, N+1) float64, monotone in either direction.
 
     ``steps_per_node`` consecutive steps count as one node: a refined grid that keeps the coarse grid's
     random probes differs from it by the discretisation alone.
 
     Rows that end with a state or integral that is not finite get status NON_FINITE and, as ``t``, the
-    grid point where that was first seen.
+    grid point where that was first seen.  Nothing is read from the device, except once a step where a
+    ``recorder`` watches.
     """
-    rows = Integration.start(y, q, grid[:1].expand(len(y)))
-    # an embedded method's last stage only serves its error estimate, which a fixed grid has no use for
-    stages = tableau.stages - 1 if tableau.adaptive else tableau.stages
+    grid = grid.expand(len(y), -1)
+    rows = Integration.start(y, q, grid[:, 0])
+    index, reached = torch.arange(len(y), device=y.device), grid[:, 0]
+    # an embedded method's last stage serves its error estimate and dense output, nothing else
+    stages = tableau.stages - 1 if tableau.adaptive and recorder is None else tableau.stages
     k = y.new_empty(stages, *y.shape)
-    for n, (start, h) in enumerate(zip(grid[:-1].tolist(), grid.diff(), strict=True)):
-        step = h.expand(len(y))
+    for n in range(grid.shape[1] - 1):
+        start, end = grid[:, n], grid[:, n + 1]
+        h = end - start
         node = torch.full_like(rows.steps, n // steps_per_node)
+        before = None if recorder is None else rows.y.clone()
         for i in range(stages):
-            t = torch.full_like(rows.t, start) + tableau.c[i] * step
-            state = combine(rows.y, k, tableau.a[i], step, backend=backend) if i else rows.y
+            t = not_past(end, h, start + tableau.c[i] * h)
+            state = combine(rows.y, k, tableau.a[i], h, backend=backend) if i else rows.y
             k[i], integrand = system(t, state, node)
             if integrand is not None and tableau.b[i] != 0:
-                rows.q += tableau.b[i] * step[:, None] * integrand
-        combine(rows.y, k, tableau.b[:stages], step, out=rows.y, backend=backend)
-        _flag_non_finite(rows, grid[n + 1])
-    rows.nfe += stages * (len(grid) - 1)
-    rows.steps += len(grid) - 1
-    rows.status[rows.status == Status.RUNNING] = Status.DONE
+                rows.q += tableau.b[i] * h[:, None] * integrand
+        combine(rows.y, k, tableau.b[:stages], h, out=rows.y, backend=backend)
+        _flag_non_finite(rows, end)
+        if recorder is not None:
+            last, reached = reached, torch.where(rows.running, end, reached)
+            step = Step(index, last, reached, h, before, rows.y, k[0], k[1:], tableau.dense, backend)
+            pending = recorder.pending(step)
+            total = int(pending.sum())
+            if total:
+                recorder.add(step, pending, total)
+    rows.nfe += stages * (grid.shape[1] - 1)
+    rows.steps += grid.shape[1] - 1
+    rows.status.masked_fill_(rows.running, int(Status.DONE))
     return rows
 
 
@@ -54,6 +68,6 @@ def _flag_non_finite(rows: Integration, t: Tensor) -> None:
     finite = rows.y.flatten(1).isfinite().all(1)
     if rows.q is not None:
         finite &= rows.q.isfinite().all(1)
-    running = rows.status == Status.RUNNING
+    running = rows.running
     rows.t = torch.where(running, t, rows.t)
-    rows.status[running & ~finite] = Status.NON_FINITE
+    rows.status.masked_fill_(running & ~finite, int(Status.NON_FINITE))

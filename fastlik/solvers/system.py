@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .status import Status
+
 
 class System(Protocol):
     """dy/dt of a batch of independent rows, with integrals dq/dt that ride along.
@@ -59,6 +61,11 @@ class Integration:
             defect=torch.zeros(len(y), dtype=torch.float64, device=y.device),
         )
 
+    @property
+    def running(self) -> Tensor:
+        """(B,) bool: rows still on their way."""
+        return self.status == Status.RUNNING
+
     def take(self, index: Tensor) -> Integration:
         return Integration(*(None if v is None else v[index] for v in self._values()))
 
@@ -70,3 +77,8 @@ class Integration:
 
     def _values(self) -> list[Tensor | None]:
         return [getattr(self, field.name) for field in fields(self)]
+
+
+def not_past(end: Tensor, h: Tensor, t: Tensor) -> Tensor:
+    """t, or ``end`` where rounding has carried t past it in the direction of h; all (B,)."""
+    return torch.where(h >= 0, torch.minimum(t, end), torch.maximum(t, end))

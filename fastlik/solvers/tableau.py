@@ -11,8 +11,10 @@ from ..checks import check_choice
 class Tableau:
     """Stage i is f(t + c_i h, y + h sum_j a_ij k_j); the step is y + h sum_i b_i k_i.
 
-    ``e`` = b - b_hat weighs the stages into the embedded error estimate; None for methods without one.
-    Every embedded method here ends with a stage at the step's own result (first same as last).
+    Between its ends the step is y + h sum_i b_i(theta) k_i, b_i(theta) = sum_j dense_ij theta^(j+1), which
+    costs no evaluation; b_i(1) = b_i.  ``e`` = b - b_hat weighs the stages into the embedded error
+    estimate; None for methods without one.  Every embedded method here ends with a stage at the step's
+    own result (first same as last).
     """
 
     name: str
@@ -20,6 +22,7 @@ class Tableau:
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
     c: tuple[float, ...]
+    dense: tuple[tuple[float, ...], ...]
     e: tuple[float, ...] | None = None
 
     @property
@@ -27,24 +30,31 @@ class Tableau:
         return len(self.b)
 
     @property
+    def degree(self) -> int:
+        """Degree in theta of the dense output."""
+        return len(self.dense[0])
+
+    @property
     def adaptive(self) -> bool:
         return self.e is not None
 
 
-EULER = Tableau("euler", 1, ((),), (1.0,), (0.0,))
+EULER = Tableau("euler", 1, ((),), (1.0,), (0.0,), ((1.0,),))
 
 # Heun's explicit trapezoid
-HEUN = Tableau("heun", 2, ((), (1.0,)), (0.5, 0.5), (0.0, 1.0))
+HEUN = Tableau("heun", 2, ((), (1.0,)), (0.5, 0.5), (0.0, 1.0), ((1.0, -0.5), (0.0, 0.5)))
 
+# The dense output is Zennaro's natural continuous extension (1986), of order 3
 RK4 = Tableau(
     "rk4",
     4,
     ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
     (1 / 6, 1 / 3, 1 / 3, 1 / 6),
     (0.0, 0.5, 0.5, 1.0),
+    ((1.0, -3 / 2, 2 / 3), (0.0, 1.0, -2 / 3), (0.0, 1.0, -2 / 3), (0.0, -1 / 2, 2 / 3)),
 )
 
-# Dormand & Prince 1980, RK5(4)7M
+# Dormand & Prince 1980, RK5(4)7M, with Shampine's dense output (1986), of order 4
 RK45 = Tableau(
     "rk45",
     5,
@@ -59,10 +69,19 @@ RK45 = Tableau(
     ),
     (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
     (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
+    (
+        (1.0, -8048581381 / 2820520608, 8663915743 / 2820520608, -12715105075 / 11282082432),
+        (0.0, 0.0, 0.0, 0.0),
+        (0.0, 131558114200 / 32700410799, -68118460800 / 10900136933, 87487479700 / 32700410799),
+        (0.0, -1754552775 / 470086768, 14199869525 / 1410260304, -10690763975 / 1880347072),
+        (0.0, 127303824393 / 49829197408, -318862633887 / 49829197408, 701980252875 / 199316789632),
+        (0.0, -282668133 / 205662961, 2019193451 / 616988883, -1453857185 / 822651844),
+        (0.0, 40617522 / 29380423, -110615467 / 29380423, 69997945 / 29380423),
+    ),
     (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
 )
 
-# Tsitouras 2011, RK5(4) with one simplifying assumption only
+# Tsitouras 2011, RK5(4) with one simplifying assumption only, and its dense output of order 4
 _TSIT5_B = (
     0.09646076681806523,
     0.01,
@@ -91,6 +110,15 @@ TSIT5 = Tableau(
     ),
     (*_TSIT5_B, 0.0),
     (0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0),
+    (
+        (1.0, -2.763706197274826, 2.9132554618219126, -1.0530884977290216),
+        (0.0, 0.1317, -0.2234, 0.1017),
+        (0.0, 3.930296236894751, -5.941033872131505, 2.490627285651253),
+        (0.0, -12.411077166933676, 30.33818863028232, -16.548102889244902),
+        (0.0, 37.50931341651104, -88.1789048947664, 47.37952196281928),
+        (0.0, -27.896526289197286, 65.09189467479368, -34.87065786149661),
+        (0.0, 1.5, -4.0, 2.5),
+    ),
     (
         -0.00178001105222577714,
         -0.0008164344596567469,

@@ -2,6 +2,7 @@
 // naming the namespace that its functions go to; bindings.cpp picks one at run time.
 #pragma once
 
+#include "fastlik/mlp.h"
 #include "fastlik/rk_step.h"
 
 #ifndef FASTLIK_ISA
@@ -14,6 +15,12 @@
   void combine(const CombineArgs&, int threads);                          \
   template <class T>                                                      \
   void advance(const AdvanceArgs&, int threads);                          \
+  template <class T>                                                      \
+  void mlp_evaluate(const MlpNetwork&, const MlpEvaluateArgs&, int threads); \
+  template <class T>                                                      \
+  void mlp_grid(const MlpNetwork&, const MlpGridArgs&, int threads);      \
+  template <class T>                                                      \
+  void mlp_adaptive(const MlpNetwork&, const MlpAdaptiveArgs&, int threads); \
   }
 FASTLIK_DECLARE(baseline)
 FASTLIK_DECLARE(avx2)

@@ -61,6 +61,23 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
+def row_sum(x: Tensor) -> Tensor:
+    """Sum (B,) over each row of x (B, n), bit for bit the same whatever the other rows are."""
+    if len(x) != 1:
+        return x.sum(1)
+    # PyTorch splits a reduction to a single number among its threads, and no other
+    return x.expand(2, -1).sum(1)[:1]
+
+
+def power(x: Tensor, exponent: float) -> Tensor:
+    """x ** exponent (B,), bit for bit the same whatever the other rows are.
+
+    PyTorch's vectorised power rounds otherwise than the scalar one that ends each loop; it only takes
+    elements that lie next to each other.
+    """
+    return torch.stack((x, x), 1)[:, 0] ** exponent
+
+
 def weighted_stages(k: Tensor, weights: Sequence[float]) -> Tensor:
     """sum_j weights[j] k[j]; a stage of weight 0 is not read, it may hold anything."""
     total = k.new_zeros(k.shape[1:])
@@ -70,9 +87,7 @@ def weighted_stages(k: Tensor, weights: Sequence[float]) -> Tensor:
     return total
 
 
-def combine(
-    y: Tensor, k: Tensor, weights: Sequence[float], h: Tensor, out: Tensor | None = None
-) -> Tensor:
+def combine(y: Tensor, k: Tensor, weights: Sequence[float], h: Tensor, out: Tensor | None = None) -> Tensor:
     """out[b] = y[b] + h[b] * sum_j weights[j] k[j, b]."""
     return torch.add(y, per_row(h.to(y.dtype), y) * weighted_stages(k, weights), out=out)
 
@@ -83,12 +98,13 @@ def scaled_norm(error: Tensor, y: Tensor, y_new: Tensor, rtol: float, atol: floa
     NaN where ``y_new`` is not finite: an infinite state would otherwise hide its error.
     """
     scaled = error / (atol + rtol * torch.maximum(y.abs(), y_new.abs())) + (y_new - y_new)
-    return scaled.flatten(1).double().square().mean(1).sqrt()
+    scaled = scaled.flatten(1).double()
+    return (row_sum(scaled.square()) / scaled.shape[1]).sqrt()
 
 
 def step_factor(controller: Controller, error: Tensor, error_prev: Tensor) -> Tensor:
     """Factor (B,) by which h should change; ``min_factor`` where the error is not finite."""
-    factor = controller.safety * error**-controller.alpha * error_prev**controller.beta
+    factor = controller.safety * power(error, -controller.alpha) * power(error_prev, controller.beta)
     factor = factor.clamp(controller.min_factor, controller.max_factor)
     return factor.where(error.isfinite(), controller.min_factor)
 
@@ -127,7 +143,7 @@ def advance(
 
     gap = torch.zeros_like(h)  # error of the integral: through the state, and its own
     if sensitivity is not None:
-        gap = (sensitivity.double() * state_error.double()).flatten(1).sum(1)
+        gap = row_sum((sensitivity.double() * state_error.double()).flatten(1))
     if q is not None:
         q_new = combine(q, kq, b, h)
         gap = gap + (h[:, None] * weighted_stages(kq, e) + (q_new - q_new)).mean(1)

@@ -1,0 +1,138 @@
+"""The MLP kernels: how near they come to the machine's matrix product, and whole likelihoods beside peers."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+
+import fastlik
+from benchmarks import workloads
+from benchmarks.cost import flops
+from benchmarks.measure import TARGET, environment, errors, loosest
+from benchmarks.methods import COMPILED, STEPS, TORCHDIFFEQ, Method
+from fastlik.ops.mlp import Divergence, Ode, Packed, recognise, reference
+from fastlik.ops.mlp.grid import runge_kutta
+from fastlik.solvers.tableau import RK4
+
+ROUNDS = 5
+ROUNDING = 1e-5
+FUSED = Method("fastlik, fused", "fastlik_fused", "fastlik", 64, STEPS[5:], "steps")
+
+# dimensions, width, hidden layers, rows, divergence
+SIZES = {
+    "d=2 W=128 exact": (2, 128, 4, 1024, "exact"),
+    "d=2 W=128 exact, 64 rows": (2, 128, 4, 64, "exact"),
+    "d=2 W=128 exact, 1 row": (2, 128, 4, 1, "exact"),
+    "d=2 W=128 state": (2, 128, 4, 1024, "none"),
+    "d=16 W=128 exact": (16, 128, 4, 256, "exact"),
+    "d=16 W=256 exact": (16, 256, 4, 256, "exact"),
+    "d=64 W=256 one probe": (64, 256, 4, 256, "probes"),
+    "d=64 W=512 one probe": (64, 512, 6, 64, "probes"),
+    "d=64 W=256 closed form": (64, 256, 2, 256, "closed form"),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def bench_throughput(benchmark, size):
+    """Four RK4 steps; floating-point operations of the matrix products over those of a large one."""
+    dim, width, depth, rows, mode = SIZES[size]
+    torch.manual_seed(0)
+    net = fastlik.nn.MLP(dim, width=width, depth=depth)
+    nn.init.normal_(net.out.weight, std=width**-0.5)
+    times = torch.linspace(0, 1, 5, dtype=torch.float64)
+    program = recognise(net, dim, {}, times, torch.float32, torch.device("cpu"))
+    packed, divergence = Packed.of(program, torch.float32), Divergence(mode)
+    table = runge_kutta(_ode, times, RK4.a, RK4.b, RK4.c)
+    z, ids = torch.randn(rows, dim), torch.arange(rows)
+
+    def run() -> tuple:
+        return packed.integrate_grid(z, {}, table, divergence, ids)
+
+    error = 0.0
+    if mode != "probes":  # those are the tests' business
+        few = z[:4].double()
+        exact = mode in ("exact", "closed form")
+        expected = reference.integrate_grid(program, few, {}, table, None, exact)
+        error = max(
+            float((a[:4] - b).abs().max()) for a, b in zip(run(), expected, strict=False) if a.numel()
+        )
+    a = torch.randn(1024, 1024)
+    products: list[float] = []
+
+    def product() -> None:
+        start = time.process_time()
+        torch.mm(a, a)
+        products.append(time.process_time() - start)
+
+    benchmark.pedantic(run, setup=product, rounds=4 * ROUNDS, warmup_rounds=2)
+    with torch.no_grad():
+        forward = flops(lambda: net(z, torch.zeros(rows)))
+        forward -= flops(lambda: net.shift(torch.zeros(rows, net.shift.in_features)))
+    units = {"none": 1, "probes": 2, "exact": 1 + dim}.get(mode)
+    if units is None:  # one matrix more
+        forward, units = forward + 2 * rows * width**2, 1
+    work = forward * units * len(table.u)
+    if benchmark.stats:
+        benchmark.extra_info["gflops"] = work / benchmark.stats.stats.median / 1e9
+        benchmark.extra_info["sgemm_gflops"] = 2 * 1024**3 / statistics.median(products) / 1e9
+    benchmark.extra_info |= {"size": size, "rows": rows, "error": error, "threads": torch.get_num_threads()}
+    assert error < ROUNDING
+
+
+def _ode(u: torch.Tensor) -> Ode:
+    return Ode(u, torch.ones_like(u), -0.5 * u, 0.1 + u)
+
+
+@pytest.mark.parametrize("setting", ["as practised", "equal error"])
+@pytest.mark.parametrize("method", [FUSED, TORCHDIFFEQ, COMPILED], ids=str)
+@pytest.mark.parametrize("rows", [1, 64, 1024, 8192])
+def bench_likelihood(benchmark, rows, method, setting):
+    """Exact likelihoods in 2-D; ``ratio``: the time over the fused one's, which is at its loosest setting."""
+    small = _mlp()
+    if setting == "equal error":
+        value = loosest(method, small)
+    else:
+        value = loosest(method, small) if method is FUSED else method.practice
+    workload = _resized(small, rows)
+    run, ours = method.likelihood(workload), FUSED.likelihood(workload)
+    its_value = loosest(FUSED, small)
+    run(value)
+    before: list[float] = []
+
+    def run_ours() -> None:
+        start = time.process_time()
+        ours(its_value)
+        before.append(time.process_time() - start)
+
+    benchmark.pedantic(run, (value,), setup=run_ours, rounds=ROUNDS if rows < 8192 else 2)
+    error = errors(method, small, value)
+    benchmark.extra_info |= {
+        "workload": f"mlp, {rows} rows",
+        "peer": method.name,
+        "setting": setting,
+        method.unit: value,
+        "error": error.mean,
+        "worst_error": error.worst,
+        **environment(method),
+    }
+    if benchmark.stats:
+        benchmark.extra_info["ratio"] = benchmark.stats.stats.median / statistics.median(before)
+    assert setting == "as practised" or error.mean <= TARGET
+
+
+# methods compile once a workload
+_mlp = cache(workloads.mlp)
+
+
+@cache
+def _resized(workload: workloads.Workload, rows: int) -> workloads.Workload:
+    """The same points, as often as it takes."""
+    index = torch.arange(rows) % len(workload.x)
+    names = ("x", "signs", "exact", "frozen")
+    return replace(workload, **{name: getattr(workload, name)[index] for name in names})

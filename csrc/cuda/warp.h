@@ -1,0 +1,49 @@
+// What a kernel needs of its thread, its warp and its block.  Without nvcc the same names run on the CPU,
+// in csrc/cuda/emulation.h: kernels that use nothing else are tested there.
+#pragma once
+
+#ifdef __CUDACC__
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#define FASTLIK_DEVICE static __device__ __forceinline__
+#define FASTLIK_DEVICE_MEMBER __device__ __forceinline__
+#define FASTLIK_SHARED_CODE static __device__ __noinline__
+
+namespace fastlik::cuda {
+
+FASTLIK_DEVICE int thread() { return threadIdx.x; }
+FASTLIK_DEVICE int threads() { return blockDim.x; }
+FASTLIK_DEVICE int64_t block() { return blockIdx.x; }
+FASTLIK_DEVICE void block_barrier() { __syncthreads(); }
+FASTLIK_DEVICE void warp_barrier() { __syncwarp(); }
+FASTLIK_DEVICE float from_lane_xor(float value, int mask) {
+  return __shfl_xor_sync(~0u, value, mask);
+}
+
+// Two floats rounded to fp16, the first in the low bits; and the way back.
+FASTLIK_DEVICE uint32_t to_halves(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+FASTLIK_DEVICE float2 from_halves(uint32_t pair) {
+  return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+}
+
+// c += a b for a 16 x 16 tile a and a 16 x 8 tile b of fp16, spread over the warp (PTX ISA, mma.m16n8k16).
+FASTLIK_DEVICE void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+}  // namespace fastlik::cuda
+
+#else
+#include "emulation.h"
+#endif

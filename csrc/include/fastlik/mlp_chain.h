@@ -1,0 +1,106 @@
+// A plain MLP, x -> W_out f(... f(W_1 x + shift_1) ...) + shift_out, on a fixed grid: what the CUDA kernels
+// take.  Specification: fastlik/ops/mlp/reference.py, as for the CPU.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "fastlik/mlp.h"
+
+namespace fastlik {
+
+constexpr int kChainLayers = 9;  // 8 hidden ones and the output
+constexpr int kChainDim = 16;    // coordinates that x is padded to
+
+// fp16 products summed in fp32; the same with both factors split into a high and a low half, which gives
+// fp32's accuracy; plain fp32.
+enum ChainPrecision : int32_t { kHalf = 0, kSplit = 1, kFull = 2 };
+
+// Everything lies on the device.  Widths are padded to `width` with zeros, x to kChainDim.
+struct MlpChainArgs {
+  int64_t rows, dim, width, hidden;  // hidden layers
+  int32_t precision, function;
+  float parameter;
+  // A weight's part in 16 x 8 tiles (input tile, output tile) in the order in which the lanes of a warp
+  // hold them: see `Weights` in csrc/cuda/mlp_chain.h.  kSplit: the low halves follow the high ones.
+  // kFull: (inputs, outputs) float32.
+  const void* weights[kChainLayers];
+  const float* time_shift;  // (evaluations, hidden, width) and then (evaluations, kChainDim)
+  const float* row_shift;   // (rows, hidden, width), or null
+  MlpTrace trace;           // kNoTrace, kProbes (Rademacher) or kExact
+  const float* state;       // (rows, dim)
+  const int64_t* ids;       // (rows,)
+  int64_t evaluations, slots, quadratures;
+  const double *input_scale, *of_state, *of_output, *stage, *update, *weight;  // as in MlpGridArgs
+  const int64_t *slot, *node;
+  const bool* commit;
+  float* latent;       // (rows, dim)
+  double* q;           // (rows, columns, quadratures), zeros
+  int64_t* first_bad;  // (rows,)
+};
+
+struct FunctionDual {
+  float value, slope;
+};
+
+#ifdef __CUDA_ARCH__
+FASTLIK_MATH float fast_exp(float x) { return __expf(x); }
+FASTLIK_MATH float fast_log(float x) { return __logf(x); }
+#else
+FASTLIK_MATH float fast_exp(float x) { return std::exp(x); }
+FASTLIK_MATH float fast_log(float x) { return std::log(x); }
+#endif
+
+// (offset + factor x) s(linear x + cube x^3) - shift with the logistic function s: four functions in one.
+struct LogisticFamily {
+  float offset, factor, linear, cube, shift;
+};
+
+FASTLIK_MATH bool logistic_family(int32_t function, LogisticFamily& f) {
+  if (function == kSilu) f = {0, 1, 1, 0, 0};
+  else if (function == kGeluTanh) f = {0, 1, 1.59576912f, 0.0713548163f, 0};
+  else if (function == kTanh) f = {2, 0, 2, 0, 1};
+  else if (function == kSigmoid) f = {1, 0, 1, 0, 0};
+  else return false;
+  return true;
+}
+
+FASTLIK_MATH FunctionDual apply(const LogisticFamily& f, float x) {
+  // beyond, s is 0 or 1 and its slope 0; NaN stays
+  const float y = x < -90 ? -90.0f : x > 90 ? 90.0f : x, square = y * y;
+  const float u = y * (f.linear + f.cube * square);
+  const float e = fast_exp(u < 0 ? u : -u), r = 1 / (1 + e);
+  const float s = u < 0 ? e * r : r, front = f.offset + f.factor * (x < -90 ? y : x);
+  const float slope = e * r * r * (f.linear + 3 * f.cube * square);
+  return {front * s - f.shift, f.factor * s + (f.offset + f.factor * y) * slope};
+}
+
+// The other activation functions, to an absolute accuracy of fp32.
+FASTLIK_MATH FunctionDual apply(int32_t function, float p, float x) {
+  switch (function) {
+    case kGelu: {  // (1 + a) Phi(-a) / phi(a) is a polynomial in t: csrc/cpu/functions.h
+      const float a = std::fabs(x), t = (a - 3) / (a + 3);
+      const float c[] = {-0.000323416181f, -0.00152520654f, -0.00092128591f, 0.00757048585f,
+                         0.00292119463f,   -0.0569746331f,  0.113208486f,    -0.0411894187f,
+                         -0.241956694f,    1.2183612f};
+      float mills = c[0];
+      for (int i = 1; i < 10; ++i) mills = mills * t + c[i];
+      const float density = 0.39894228f * fast_exp(-0.5f * x * x);
+      const float tail = density * mills / (1 + a), mass = x > 0 ? 1 - tail : tail;
+      return {x * mass, mass + x * density};
+    }
+    case kSoftplus: {
+      const float z = p * x, e = fast_exp(-std::fabs(z)), r = 1 / (1 + e);
+      if (z > 20) return {x, 1};
+      return {((z < 0 ? 0 : z) + fast_log(1 + e)) / p, z < 0 ? e * r : r};
+    }
+    case kElu: {
+      const float e = fast_exp(x > 0 ? 0 : x);
+      return {x > 0 ? x : p * (e - 1), x > 0 ? 1.0f : p * e};
+    }
+    case kLeakyRelu: return {x > 0 ? x : p * x, x > 0 ? 1.0f : p};
+    default: return {std::sin(x), std::cos(x)};
+  }
+}
+
+}  // namespace fastlik

@@ -1,0 +1,243 @@
+"""The whole likelihood ODE of an MLP in one native call: see ``fastlik.ops.mlp``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ..model import ScoreModel, coefficients
+from ..ops.dispatch import NATIVE_DTYPES, native_obstacle
+from ..ops.mlp.clock import ClockTable, tabulate
+from ..ops.mlp.grid import GridTable, Ode
+from ..ops.mlp.native import Divergence, Packed
+from ..ops.mlp.recognise import Unrecognised, recognise
+from ..ops.rk_step import Controller, Status
+from ..schedule import DiscreteVP
+from ..solvers.adaptive import Tolerance
+from ..solvers.clock import Clock
+from ..solvers.system import Integration
+from ..solvers.tableau import Tableau
+from .flow import Trace
+
+# the network's own result and the kernels' may differ by rounding, in units of the precision
+_ROUNDING = 1e3
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The likelihood ODE of a model over a solver's clock, for rows with a given ``condition``."""
+
+    model: ScoreModel
+    clock: Clock
+    packed: Packed
+    condition: dict[str, Tensor]
+
+    def ode(self, u: Tensor) -> Ode:
+        """dz/du at clock values u (N,) float64, as an affine function of z and the network's output."""
+        return _ode(self.model, self.clock, u)
+
+    def integrate_grid(self, z: Tensor, table: GridTable, trace: Trace | None, rows: Tensor) -> Integration:
+        """As ``fastlik.solvers.grid.integrate_grid``; q is (B, K, Q), one entry for each quadrature."""
+        end, q, first_bad = self.packed.integrate_grid(
+            z, self.condition, table, self._divergence(trace), rows
+        )
+        result = Integration.start(end, None, table.u[-1:].expand(len(z)))
+        result.q = q
+        bad = first_bad >= 0
+        result.status = torch.where(bad, int(Status.NON_FINITE), int(Status.DONE)).int()
+        result.t = torch.where(bad, table.u[first_bad.clamp(min=0)], result.t)
+        result.nfe += len(table.u)
+        result.steps += int(table.commit.sum())
+        return result
+
+    def integrate_adaptive(
+        self,
+        z: Tensor,
+        u0: float,
+        u1: float,
+        tableau: Tableau,
+        tolerance: Tolerance,
+        trace: Trace | None,
+        rows: Tensor,
+        *,
+        first_step: float | None = None,
+        max_steps: int = 10_000,
+    ) -> Integration:
+        """As ``fastlik.solvers.adaptive.integrate`` of a LikelihoodFlow, all rows from u0 to u1."""
+        if u0 == u1:
+            q = None if trace is None else z.new_zeros(len(z), trace.columns, dtype=torch.float64)
+            still = Integration.start(z, q, torch.full((len(z),), u0, dtype=torch.float64))
+            still.status.fill_(int(Status.DONE))
+            return still
+        fields = self.packed.integrate_adaptive(
+            z,
+            self.condition,
+            self._clock_table(u0, u1),
+            (u0, u1),
+            tableau.a,
+            tableau.b,
+            tableau.c,
+            tableau.e,
+            tolerance.rtol,
+            tolerance.atol,
+            tolerance.q_atol,
+            Controller(order=tableau.order),
+            self._divergence(trace),
+            rows,
+            fsal=trace is None or trace.exact or not trace.fresh,
+            first_step=first_step,
+            max_steps=max_steps,
+        )
+        return Integration(**fields)
+
+    def _divergence(self, trace: Trace | None) -> Divergence:
+        if trace is None:
+            return Divergence("none")
+        if trace.exact:
+            return Divergence("exact" if self.packed.program.trace is None else "closed form")
+        return Divergence("probes", trace.probes, trace.kind, trace.seed, trace.first_draw, trace.fresh)
+
+    def _clock_table(self, u0: float, u1: float) -> ClockTable:
+        key = (*_conventions(self.model), self.clock, u0, u1)
+        tables = _CACHE[self.model].tables
+        if key not in tables:
+            tables[key] = tabulate(self._clock_functions, u0, u1, _kinks(self.model, self.clock))
+        return tables[key]
+
+    def _clock_functions(self, u: Tensor) -> Tensor:
+        angle = self.clock.angle(u)
+        return torch.stack((*self.ode(u), angle.cos() / self.clock.rate(u), angle.sin()))
+
+
+def _ode(model: ScoreModel, clock: Clock, u: Tensor) -> Ode:
+    schedule = model.schedule
+    t = schedule.t_at_angle(clock.angle(u))
+    scale, rate = schedule.scale(t), clock.rate(u)
+    v = coefficients("v", model.predicts, schedule, t, model.sigma_data)
+    input_scale = scale
+    if model.predicts == "edm":
+        input_scale = scale / torch.hypot(schedule.sigma(t), schedule.alpha(t) * model.sigma_data)
+    values = (model._network_time(t), input_scale, rate * v.of_x * scale, rate * v.of_output)
+    return Ode(*(value.double().expand(u.shape).contiguous() for value in values))
+
+
+def _conventions(model: ScoreModel) -> tuple:
+    """Everything about the model that its ODE follows from, but for the network."""
+    return model.schedule, model.predicts, model.time, model.time_scale, model.sigma_data
+
+
+def _kinks(model: ScoreModel, clock: Clock) -> list[float]:
+    """Clock values where the schedule is not smooth."""
+    if not isinstance(model.schedule, DiscreteVP):
+        return []
+    t = torch.arange(len(model.schedule.alphas_cumprod), dtype=torch.float64)
+    return clock.u(model.schedule.angle(t)).tolist()
+
+
+@dataclass
+class _Known:
+    """What recognition found out about a model: by its network's weights at that time."""
+
+    weights: list[tuple[Tensor, Tensor]]
+    packed: dict[tuple, Packed | str] = field(default_factory=dict)
+    tables: dict[tuple, ClockTable] = field(default_factory=dict)
+    ends: dict[tuple, Ode] = field(default_factory=dict)
+
+    def is_current(self, model: nn.Module) -> bool:
+        present = _weights(model)
+        return len(present) == len(self.weights) and all(
+            now is then and torch.equal(now, value)
+            for now, (then, value) in zip(present, self.weights, strict=True)
+        )
+
+
+_CACHE: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
+
+
+def _weights(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def fuse(
+    model: ScoreModel, clock: Clock, z: Tensor, u: tuple[float, float], condition: dict[str, Any]
+) -> Fused | str:
+    """The fused ODE for ``z`` (B, *event) between the clock values u, or why there is none, in one line.
+
+    The network is recognised from what it does, once for each state of its weights; each call compares
+    one row with the network itself, so that a network which has changed in any other way is not mistaken
+    for the one that was recognised.
+    """
+    obstacle = _obstacle(model, z, condition)
+    if obstacle:
+        return obstacle
+    known = _CACHE.get(model)
+    if known is None or not known.is_current(model):
+        known = _Known([(w, w.detach().clone()) for w in _weights(model)])
+        _CACHE[model] = known
+    conventions = (*_conventions(model), clock, *u)
+    if conventions not in known.ends:
+        known.ends[conventions] = _ode(model, clock, torch.tensor(u, dtype=torch.float64))
+    ends = known.ends[conventions]
+    widths = {name: value.shape[1] for name, value in condition.items()}
+    key = (z.dtype, z.shape[1], tuple(widths.items()))
+    if key not in known.packed:
+        known.packed[key] = _pack(model, z, widths, _times(model, clock, u))
+    packed = known.packed[key]
+    if isinstance(packed, Packed) and not _agrees(model, packed, z, ends, condition):
+        packed = known.packed[key] = _pack(model, z, widths, _times(model, clock, u))
+    return packed if isinstance(packed, str) else Fused(model, clock, packed, condition)
+
+
+def _obstacle(model: ScoreModel, z: Tensor, condition: dict[str, Any]) -> str:
+    if z.dim() != 2:
+        return f"the kernels take rows of vectors, not samples of shape {tuple(z.shape[1:])}"
+    if z.dtype not in NATIVE_DTYPES:
+        return f"the kernels take float32 and float64, not {z.dtype}"
+    if not z.is_cpu:
+        return f"there is no kernel for {z.device.type} yet"
+    if not isinstance(model.net, nn.Module):
+        return "the network is a function, whose weights cannot be watched"
+    for name, value in condition.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() != 2:
+            return f"the condition {name!r} is not a floating-point tensor (rows, width)"
+        if len(value) != len(z):
+            return f"the condition {name!r} has not one line for each row"
+    return native_obstacle("mlp", z)
+
+
+def _times(model: ScoreModel, clock: Clock, u: tuple[float, float]) -> Tensor:
+    return _ode(model, clock, torch.linspace(*u, 7, dtype=torch.float64)).time
+
+
+def _network(model: ScoreModel) -> Callable[..., Tensor]:
+    return lambda x, time, **condition: model._evaluate(x, time, condition)
+
+
+def _pack(model: ScoreModel, z: Tensor, widths: dict[str, int], times: Tensor) -> Packed | str:
+    try:
+        program = recognise(_network(model), z.shape[1], widths, times, z.dtype, z.device)
+    except Unrecognised as error:
+        return str(error)
+    return Packed.of(program, z.dtype)
+
+
+def _agrees(
+    model: ScoreModel, packed: Packed, z: Tensor, ends: Ode, condition: dict[str, Tensor]
+) -> bool:
+    """Whether network and kernels give the same for the first row, at both ends of the time."""
+    if len(z) == 0:
+        return True
+    x = z[:1] * ends.input_scale[:, None].to(z.dtype)
+    given = {name: value[:1].expand(len(x), -1) for name, value in condition.items()}
+    with torch.no_grad():
+        expected = model._evaluate(x, ends.time.to(z.dtype), given)
+    if not bool(expected.isfinite().all()):
+        return True  # a row that has no likelihood either way
+    actual, _, _ = packed.evaluate(x, ends.time, given)
+    scale = expected.abs().max().clamp(min=1e-6)
+    return bool((actual - expected).abs().max() <= _ROUNDING * torch.finfo(z.dtype).eps * scale)

@@ -1,0 +1,229 @@
+"""A program in C++: its numbers packed for the kernels, its tensors as addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastlik.ops.dispatch import call_native, native_module
+from fastlik.ops.rk_step import Controller
+
+from .clock import ClockTable
+from .grid import GridTable
+from .program import CODES, FUNCTIONS, Program, View
+
+# bytes that outputs of a weight are grouped by (csrc/include/fastlik/mlp.h)
+_PANEL_BYTES = 64
+_NO_VIEW = (-1, 0, 0)
+_TRACE_MODES = ("none", "probes", "exact", "closed form")
+_PROBE_KINDS = ("rademacher", "gaussian")
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How divergences are taken along the ODE.
+
+    mode: "none", "probes" (of a kind, keyed by seed, numbered from first_draw, of their node if fresh),
+    "exact" (d tangents) or "closed form".
+    """
+
+    mode: str
+    probes: int = 1
+    kind: str = "rademacher"
+    seed: int = 0
+    first_draw: int = 0
+    fresh: bool = True
+
+    @property
+    def columns(self) -> int:
+        return {"none": 0, "probes": self.probes}.get(self.mode, 1)
+
+    @property
+    def arguments(self) -> tuple:
+        return (
+            _TRACE_MODES.index(self.mode),
+            _PROBE_KINDS.index(self.kind),
+            self.probes,
+            self.first_draw,
+            self.seed & 2**64 - 1,
+            self.fresh,
+        )
+
+
+class Packed:
+    """The numbers of ``program`` in ``dtype`` (float32 or float64), copied, and its operations."""
+
+    @classmethod
+    def of(cls, program: Program, dtype: torch.dtype) -> Packed:
+        """The one of ``program`` in ``dtype``, made at the first call."""
+        if dtype not in program.packed:
+            program.packed[dtype] = cls(program, dtype)
+        return program.packed[dtype]
+
+    def __init__(self, program: Program, dtype: torch.dtype) -> None:
+        self.program, self.dtype = program, dtype
+        self._numbers: list[Tensor] = []
+        self._size = 0
+        buffers = [
+            (buffer.width, buffer.depends, 0 if buffer.constant is None else self._store(buffer.constant))
+            for buffer in program.buffers
+        ]
+        weights, ops = [], []
+        for op in program.ops:
+            index = -1
+            if op.weight is not None:
+                index = len(weights)
+                weights.append((self._store(self._panels(op.weight)), *op.weight.shape))
+            name = FUNCTIONS.index(op.function) if op.function else 0
+            head = (CODES.index(op.code), name, index, op.depends)
+            ops.append((*head, *_view(op.out), *_view(op.a), *_view(op.b), op.parameter))
+        self._store(torch.zeros(1))  # vectors may be read a little beyond the last number
+        self.numbers = torch.cat(self._numbers)
+        self.handle = native_module().Mlp(
+            dtype == torch.float64,
+            self.numbers.data_ptr(),
+            (program.value_ops, program.dim, program.input, program.time),
+            ops,
+            buffers,
+            weights,
+            tuple(program.conditions.values()),
+            _view(program.output),
+            _view(program.trace),
+        )
+
+    def _store(self, values: Tensor) -> int:
+        """Where the numbers begin; each tensor fills whole cache lines."""
+        line = _PANEL_BYTES // self.dtype.itemsize
+        flat = values.detach().to("cpu", self.dtype).flatten()
+        start, self._size = self._size, self._size + -(-len(flat) // line) * line
+        self._numbers.append(torch.nn.functional.pad(flat, (0, self._size - start - len(flat))))
+        return start
+
+    def _panels(self, weight: Tensor) -> Tensor:
+        """(outputs, inputs) -> (panels, inputs, outputs of a panel), zero beyond the outputs."""
+        panel = _PANEL_BYTES // self.dtype.itemsize
+        padded = torch.nn.functional.pad(weight.detach(), (0, 0, 0, -len(weight) % panel))
+        return padded.unflatten(0, (-1, panel)).transpose(1, 2)
+
+    def _conditions(self, conditions: dict[str, Tensor]) -> tuple[list[Tensor], tuple[int, ...]]:
+        """The conditions as the kernels read them, kept alive, and their addresses."""
+        kept = [conditions[name].to(self.dtype).contiguous() for name in self.program.conditions]
+        return kept, tuple(value.data_ptr() for value in kept)
+
+    def evaluate(
+        self,
+        x: Tensor,
+        time: Tensor,
+        conditions: dict[str, Tensor],
+        vectors: Tensor | None = None,
+        exact: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(value (B, d), products J v (K, B, d) or None, divergence (B,) float64 or None)."""
+        x, time = x.contiguous(), time.double().contiguous()
+        vectors = None if vectors is None else vectors.contiguous()
+        kept, addresses = self._conditions(conditions)
+        value = torch.empty_like(x)
+        products = None if vectors is None else torch.empty_like(vectors)
+        divergence = x.new_empty(len(x), dtype=torch.float64) if exact else None
+        tensors = (x, None, time, vectors, value, products, None, divergence)
+        call_native(
+            "mlp_evaluate",
+            x,
+            self.handle,
+            (len(x), 0 if vectors is None else len(vectors)),
+            tuple(map(address, tensors)),
+            addresses,
+        )
+        return value, products, divergence
+
+    def integrate_grid(
+        self,
+        z: Tensor,
+        conditions: dict[str, Tensor],
+        table: GridTable,
+        divergence: Divergence,
+        rows: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(z at the end (B, d), q (B, columns, Q) float64, first evaluation that was not finite or -1 (B,)).
+
+        rows: (B,) int64 ids that key the probes.
+        """
+        z, rows = z.contiguous(), rows.contiguous()
+        kept, addresses = self._conditions(conditions)
+        latent = torch.empty_like(z)
+        quadratures = table.weight.shape[1]
+        q = z.new_empty(len(z), divergence.columns, quadratures, dtype=torch.float64)
+        first_bad = torch.empty(len(z), dtype=torch.int64)
+        tensors = (z, rows, *table.ode, table.stage, table.update, table.weight, table.slot, table.node)
+        call_native(
+            "mlp_grid",
+            z,
+            self.handle,
+            (len(z), len(table.u), table.stage.shape[1], quadratures),
+            tuple(map(address, (*tensors, table.commit, latent, q, first_bad))),
+            addresses,
+            divergence.arguments,
+        )
+        return latent, q, first_bad
+
+    def integrate_adaptive(
+        self,
+        z: Tensor,
+        conditions: dict[str, Tensor],
+        clock: ClockTable,
+        span: tuple[float, float],
+        a: Sequence[Sequence[float]],
+        b: Sequence[float],
+        c: Sequence[float],
+        e: Sequence[float],
+        rtol: float,
+        atol: float,
+        q_atol: float | None,
+        controller: Controller,
+        divergence: Divergence,
+        rows: Tensor,
+        fsal: bool,
+        first_step: float | None,
+        max_steps: int,
+    ) -> dict[str, Tensor]:
+        """The fields of ``fastlik.solvers.system.Integration``."""
+        z, rows = z.contiguous(), rows.contiguous()
+        kept, addresses = self._conditions(conditions)
+        stages, batch = len(b), len(z)
+        square = torch.zeros(stages, stages, dtype=torch.float64)
+        for i, row in enumerate(a):
+            square[i, : len(row)] = torch.tensor(row, dtype=torch.float64)
+        nodes = torch.tensor(c, dtype=torch.float64)
+        counts = {name: torch.empty(batch, dtype=torch.int64) for name in ("nfe", "steps", "rejected")}
+        numbers = {name: torch.empty(batch, dtype=torch.float64) for name in ("t", "defect")}
+        q = torch.empty(batch, divergence.columns, dtype=torch.float64)
+        y, status = torch.empty_like(z), torch.empty(batch, dtype=torch.int32)
+        tensors = (z, rows, square, nodes, clock.breaks, clock.values, y, q, *numbers.values(), status)
+        call_native(
+            "mlp_adaptive",
+            z,
+            self.handle,
+            (batch, stages, max_steps, len(clock.breaks) - 1, clock.values.shape[2]),
+            tuple(map(address, (*tensors, *counts.values()))),
+            addresses,
+            divergence.arguments,
+            (*span, first_step or 0.0),
+            tuple(b),
+            tuple(e),
+            (rtol, atol, q_atol or 0.0),
+            tuple(getattr(controller, n) for n in ("order", "safety", "min_factor", "max_factor", "beta")),
+            fsal,
+        )
+        return {"y": y, "q": q if divergence.columns else None, "status": status, **numbers, **counts}
+
+
+def _view(view: View | None) -> tuple[int, int, int]:
+    return _NO_VIEW if view is None else (view.buffer, view.offset, view.width)
+
+
+def address(tensor: Tensor | None) -> int:
+    """0 stands for a tensor that is left out."""
+    return 0 if tensor is None else tensor.data_ptr()

@@ -1,0 +1,205 @@
+"""The CUDA kernel of plain MLPs, its source executed on the CPU, against the float64 reference."""
+
+import importlib.util
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fastlik
+from fastlik.derivatives.probes import probe
+from fastlik.ops.mlp import Divergence, Ode, Unrecognised, recognise, reference
+from fastlik.ops.mlp.chain import PackedChain, chain_of
+from fastlik.ops.mlp.grid import adams_bashforth, runge_kutta
+from fastlik.solvers.tableau import HEUN
+
+CSRC = Path(__file__).parents[3] / "csrc"
+TIMES = torch.linspace(0.1, 1, 5, dtype=torch.float64)
+# largest difference of states and divergences of order 1
+ACCURACY = {"fp16": 5e-3, "fp16x2": 1e-5, "fp32": 1e-5}
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory):
+    """The module that runs the kernel on the CPU."""
+    pybind11 = pytest.importorskip("pybind11")
+    target = tmp_path_factory.mktemp("emulated") / "emulated_chain.so"
+    includes = [CSRC, CSRC / "include", pybind11.get_include(), sysconfig.get_path("include")]
+    command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-o", str(target)]
+    command += [f"-I{path}" for path in includes]
+    run = subprocess.run(
+        [*command, str(Path(__file__).with_name("emulated_chain.cpp"))], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    spec = importlib.util.spec_from_file_location("emulated_chain", target)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def ode(u):
+    return Ode(0.1 + u, 1 + 0.2 * u.sin(), -0.5 * u, 0.7 + 0.1 * u)
+
+
+def grid(steps):
+    return torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+
+
+def thinned(steps):
+    weight = torch.full((steps + 1, 2), 1 / steps, dtype=torch.float64)
+    weight[1::2, 0] = 0
+    weight[1, 1] = 0
+    return weight
+
+
+HEUN_TABLE = runge_kutta(ode, grid(2), HEUN.a, HEUN.b, HEUN.c)
+ADAMS_TABLE = adams_bashforth(ode, grid(3), 2, thinned(3))
+
+
+def program_of(dim=2, dtype=torch.float64, **options):
+    torch.manual_seed(0)
+    net = fastlik.nn.MLP(dim, **{"width": 30, "depth": 3, "time_features": 6, **options}).to(dtype)
+    nn.init.normal_(net.out.weight, std=0.3)
+    nn.init.normal_(net.out.bias)
+    widths = {"condition": net.config["condition_dim"]} if net.config["condition_dim"] else {}
+    return recognise(lambda x, t, **c: net(x, t, **c), dim, widths, TIMES, dtype, torch.device("cpu"))
+
+
+def integrate(emulator, program, z, conditions, table, divergence, rows, precision="fp16x2", warps=1):
+    packed = PackedChain(chain_of(program), torch.device("cpu"), precision)
+    arguments, results, kept = packed.arguments(z, conditions, table, divergence, rows)
+    emulator.mlp_chain(*arguments, warps)
+    return results
+
+
+def check(emulator, program, rows, table, divergence, precision="fp16x2", warps=1):
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(rows, program.dim, generator=generator)
+    conditions = {
+        name: torch.randn(rows, program.buffers[buffer].width, generator=generator)
+        for name, buffer in program.conditions.items()
+    }
+    ids = torch.arange(rows) * 1_000_003 + 2**33
+
+    def probes(node):
+        node = node if divergence.fresh else 0
+        draws = range(divergence.first_draw, divergence.first_draw + divergence.probes)
+        return torch.stack(
+            [probe("rademacher", divergence.seed, ids, draw, node, z.double()) for draw in draws]
+        )
+
+    double = {name: values.double() for name, values in conditions.items()}
+    expected, q = reference.integrate_grid(
+        program,
+        z.double(),
+        double,
+        table,
+        probes if divergence.mode == "probes" else None,
+        divergence.mode in ("exact", "closed form"),
+    )
+    actual = integrate(emulator, program, z, conditions, table, divergence, ids, precision, warps)
+    tolerance = ACCURACY[precision]
+    torch.testing.assert_close(actual[0].double(), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(actual[1], q, rtol=tolerance, atol=tolerance)
+    assert bool((actual[2] == -1).all())
+
+
+@pytest.mark.parametrize("precision", ACCURACY)
+@pytest.mark.parametrize("width", [30, 128])
+def test_precisions(emulator, precision, width):
+    program = program_of(width=width, depth=2 if width == 128 else 3)
+    check(emulator, program, 3, HEUN_TABLE, Divergence("exact"), precision)
+
+
+@pytest.mark.parametrize(
+    "divergence",
+    [
+        Divergence("none"),
+        Divergence("exact"),
+        Divergence("probes", 3, seed=2**40 + 7, first_draw=2),
+        Divergence("probes", 1, fresh=False),
+    ],
+    ids=lambda divergence: divergence.mode,
+)
+@pytest.mark.parametrize("precision", ["fp16x2", "fp32"])
+def test_traces_and_decoupled_quadratures(emulator, divergence, precision):
+    check(emulator, program_of(dim=13), 5, ADAMS_TABLE, divergence, precision)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 9, 33])
+@pytest.mark.parametrize("precision", ["fp16x2", "fp32"])
+def test_several_warps_and_blocks(emulator, rows, precision):
+    check(emulator, program_of(depth=1), rows, HEUN_TABLE, Divergence("exact"), precision, warps=2)
+
+
+@pytest.mark.parametrize(
+    "activation", ["gelu", "gelu_tanh", "tanh", "softplus", "elu", "relu", "sin", "sigmoid"]
+)
+def test_activations(emulator, activation):
+    torch.manual_seed(0)
+    functions = {
+        "gelu": nn.GELU(),
+        "gelu_tanh": nn.GELU("tanh"),
+        "tanh": nn.Tanh(),
+        "softplus": nn.Softplus(),
+        "elu": nn.ELU(0.8),
+        "relu": nn.ReLU(),
+        "sigmoid": nn.Sigmoid(),
+    }
+    f = functions.get(activation, torch.sin)
+    layers = nn.ModuleList(nn.Linear(*sizes) for sizes in ((4, 11), (11, 23), (23, 3))).double()
+
+    def network(x, t):
+        x = torch.cat((x, t[:, None]), 1)
+        for layer in layers[:-1]:
+            x = f(layer(x))
+        return layers[-1](x)
+
+    program = recognise(network, 3, {}, TIMES, torch.float64, torch.device("cpu"))
+    check(emulator, program, 4, HEUN_TABLE, Divergence("exact"))
+
+
+def test_conditions(emulator):
+    check(emulator, program_of(condition_dim=4), 5, HEUN_TABLE, Divergence("exact"))
+
+
+def test_bad_rows_are_flagged_alone(emulator):
+    program = program_of()
+    z = torch.randn(10, 2, generator=torch.Generator().manual_seed(0))
+    rows = torch.arange(10)
+    clean = integrate(emulator, program, z, {}, HEUN_TABLE, Divergence("exact"), rows)
+    z[3], z[9] = torch.nan, torch.inf
+    for precision in ("fp16x2", "fp32"):
+        latent, q, first_bad = integrate(
+            emulator, program, z, {}, HEUN_TABLE, Divergence("exact"), rows, precision
+        )
+        assert first_bad[[3, 9]].tolist() == [1, 1]
+        fine = torch.ones(10, dtype=torch.bool)
+        fine[[3, 9]] = False
+        assert bool((first_bad[fine] == -1).all())
+        if precision == "fp16x2":
+            assert torch.equal(latent[fine], clean[0][fine]) and torch.equal(q[fine], clean[1][fine])
+        assert bool(latent[fine].isfinite().all())
+
+
+def test_what_the_kernel_does_not_take_is_refused():
+    def refused(network, match, dim=3):
+        program = recognise(network, dim, {}, TIMES, torch.float32, torch.device("cpu"))
+        with pytest.raises(Unrecognised, match=match):
+            chain_of(program)
+
+    a, b, wide = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 200)
+    back = nn.Linear(200, 3)
+    refused(lambda x, t: x + a(x).tanh(), "plain chains")
+    refused(lambda x, t: a(x), "plain chains")
+    refused(lambda x, t: a(torch.tanh(b(torch.sin(a(x))))), "one activation")
+    refused(lambda x, t: a(b(x).tanh()) + t[:, None] * x, "plain chains|skip")
+    refused(lambda x, t: back(wide(x).tanh()), "8 x 128 hidden units")
+    with pytest.raises(Unrecognised, match="16 dimensions"):
+        chain_of(program_of(dim=17))
