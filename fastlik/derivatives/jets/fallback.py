@@ -97,14 +97,15 @@ def _derivatives(name: str, value: object, steps: dict[int, Tensor], layout: Lay
     """Of one result, a derivative for each component; None where it does not depend on the steps."""
     if not _is_continuous(value):
         return None
-    derivatives: dict[tuple, Tensor] = {}
+    found: dict[tuple, Tensor | None] = {(): value}
     for component in layout.components:
-        derivative = _along(name, derivatives.get(component[:-1], value), steps[component[-1]])
-        if derivative is None and len(component) == 1:
-            return None
-        # none of the second order: the operation is linear
-        derivatives[component] = torch.zeros_like(value) if derivative is None else derivative
-    return list(derivatives.values())
+        below = found[component[:-1]]
+        found[component] = None if below is None else _along(name, below, steps[component[-1]])
+    derivatives = [found[component] for component in layout.components]
+    if all(derivative is None for derivative in derivatives):
+        return None
+    # none of the second order: the operation is linear
+    return [torch.zeros_like(value) if derivative is None else derivative for derivative in derivatives]
 
 
 def _along(name: str, value: Tensor, step: Tensor) -> Tensor | None:
