@@ -32,6 +32,8 @@ CLOCK = Clock(low=0.3, high=10.0)
 _ADAMS_ANSWER_SHARE = 1.0
 _ADAMS_STATE_SHARE = 3.0
 _ADAMS_FIRST_STEP = 0.02
+# of a state of unit scale: with more than that, loose tolerances lose rows of rough networks
+_COARSEST_STATE = 0.03
 _HIGH_ORDER_BELOW = 1e-4
 # the predictor's accumulated error, as an estimate of the corrector's
 _CORRECTED = 0.3
@@ -139,7 +141,7 @@ def as_nll(problem: Problem, solution: Solution, latent: Tensor) -> NLL:
 
 
 def _solve_adams(problem: Problem, flow: LikelihoodFlow, z: Tensor, u: Tensor) -> Solution:
-    """Adams' method, again with a tighter tolerance for the rows whose estimated error misses it.
+    """Adams' method, again with a tighter tolerance for the rows whose estimated error misses it, or failed.
 
     The step control aims at the answer itself: a local error e_z of the state changes log p by
     score . e_z.  The trace is integrated afterwards, from its values at the solver's nodes.
@@ -149,6 +151,7 @@ def _solve_adams(problem: Problem, flow: LikelihoodFlow, z: Tensor, u: Tensor) -
     end = solution.end
     for _ in range(_REFINEMENTS):
         missed = (solution.discretisation > _REFINE_ABOVE * limit) & (end.status == Status.DONE)
+        missed |= end.status == Status.NON_FINITE  # long steps may have left where the network is sane
         index = missed.nonzero().flatten()
         if len(index) == 0:
             break
@@ -168,7 +171,7 @@ def _adams(problem: Problem, flow: LikelihoodFlow, z: Tensor, u: Tensor) -> Solu
     size = max(1, z[:1].numel())
     tolerance = Tolerance(
         rtol=0.0,
-        atol=_ADAMS_STATE_SHARE * problem.tolerance,
+        atol=min(_ADAMS_STATE_SHARE * problem.tolerance, _COARSEST_STATE),
         q_atol=_ADAMS_ANSWER_SHARE * problem.tolerance * size,
     )
     end, nodes = integrate_adams(
