@@ -102,6 +102,10 @@ def ode_nll(
             the derivatives by plain autograd instead of jets.
         progress: show a progress bar over rows.
 
+    Where grad mode is on and x, a parameter or a condition requires gradients, ``nats`` of the "adams" method
+    (without ``target_stderr``) carry a graph: the discrete solution is differentiated on the nodes it chose,
+    and computed once more in the backward pass.  Evaluate under ``torch.no_grad()`` to have plain tensors.
+
     Returns:
         :class:`NLL`: nats and bits/dim per row (lower is better), errors, latents, counts, protocol.
         Rows that failed are NaN, flagged in ``status``, and named in a ConvergenceWarning.
