@@ -73,7 +73,7 @@ def integrate_adams(
             device; default 1 on the CPU, 8 elsewhere.  Finished rows leave the batch at a look.
     """
     result = Integration.start(y, None, t0)
-    result.status[t0 == t1] = Status.DONE
+    result.status.masked_fill_(t0 == t1, int(Status.DONE))
     index = torch.arange(len(y), device=y.device)
     recorder = _Recorder(keep_states)
     stepper = _Stepper(system, result.take(index), t1, tolerance, order)
@@ -85,12 +85,13 @@ def integrate_adams(
             stepper.give_up()
         if attempt % block and attempt != max_steps:
             continue
-        running = stepper.rows.status == Status.RUNNING
-        if not bool(running.all()):
+        mask = stepper.rows.running
+        running = int(mask.sum())  # the only place where the host waits for the device
+        if running < len(index):
             result.put(index, stepper.rows)
-            keep = running.nonzero().flatten()
+            keep = torch.nonzero_static(mask, size=running).flatten()
             index = index[keep]
-            if len(index) == 0:
+            if running == 0:
                 break
             stepper = stepper.take(keep)
     return result, recorder.nodes(result)
@@ -186,13 +187,13 @@ class _Stepper:
         if integrand is not None:
             self.followed[:, 0] = integrand[:, -1]
             finite &= integrand.isfinite().all(1)
-        rows.status.masked_fill_(~finite & (rows.status == Status.RUNNING), int(Status.NON_FINITE))
+        rows.status.masked_fill_(~finite & rows.running, int(Status.NON_FINITE))
         return _Evaluation(rows.steps.clone(), rows.t.clone(), rows.y, integrand, *(features or [None]))
 
     def step(self) -> _Evaluation:
         """One attempt for every row; accepted rows move on, finished ones stay where they are."""
         rows = self.rows
-        running = rows.status == Status.RUNNING
+        running = rows.running
         t = rows.t + torch.where(running, self.h, 0.0)
         t = torch.where((self.t_end - t).abs() <= _resolution(t, self.t_end), self.t_end, t)
         known = torch.arange(self.order, device=t.device) <= rows.steps[:, None]
@@ -229,15 +230,18 @@ class _Stepper:
         scale = tolerance.atol + tolerance.rtol * torch.maximum(y.abs(), self.rows.y.abs())
         error = (gap / scale).flatten(1).double().square().mean(1).sqrt()
         sensitivity = self.system.sensitivity(t, y, slope)
-        if sensitivity is None:
+        if sensitivity is None or tolerance.q_atol is None:
             return torch.zeros_like(error), error
         defect = (sensitivity.double() * gap.double()).flatten(1).sum(1)
         return defect, torch.maximum(error, defect.abs() / tolerance.q_atol)
 
     def _integral_error(self, integrand: Tensor, correct: Tensor, predict: Tensor) -> Tensor:
         """The same difference for the integrand that the steps follow; NaN where any is not finite."""
+        finite = (integrand - integrand).sum(1)
+        if self.tolerance.q_atol is None:
+            return finite
         gap = ((correct[:, :-1] - predict) * self.followed).sum(1) + correct[:, -1] * integrand[:, -1]
-        return _INTEGRAL_SHARE * gap.abs() / self.tolerance.q_atol + (integrand - integrand).sum(1)
+        return _INTEGRAL_SHARE * gap.abs() / self.tolerance.q_atol + finite
 
     def _remember(self, accepted: Tensor, t: Tensor, slope: Tensor, integrand: Tensor | None) -> None:
         # steps was raised for the accepted rows; the others write back what is there
@@ -266,8 +270,7 @@ class _Stepper:
         rows.status.masked_fill_(stuck & ~error.isfinite(), int(Status.NON_FINITE))
 
     def give_up(self) -> None:
-        status = self.rows.status
-        status.masked_fill_(status == Status.RUNNING, int(Status.MAX_STEPS))
+        self.rows.status.masked_fill_(self.rows.running, int(Status.MAX_STEPS))
 
     def take(self, index: Tensor) -> _Stepper:
         taken = _Stepper(

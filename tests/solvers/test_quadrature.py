@@ -1,0 +1,59 @@
+"""Weights of polynomials through uneven nodes."""
+
+import pytest
+import torch
+
+from fastlik.solvers.quadrature import lagrange_basis, lagrange_weights, node_weights
+
+
+def uneven(rows, n):
+    gaps = 0.2 + torch.rand(rows, n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return gaps.cumsum(1)
+
+
+@pytest.mark.parametrize("points", [2, 4, 6])
+@pytest.mark.parametrize("backward", [False, True])
+def test_polynomials_of_lower_degree_are_integrated_exactly(points, backward):
+    t = uneven(3, 9)
+    t = 3 - t if backward else t
+    count = torch.tensor([9, 7, points])
+    weights = node_weights(t, count, points)
+    for degree in range(points):
+        for row, n in enumerate(count.tolist()):
+            start, end = t[row, 0] ** (degree + 1), t[row, n - 1] ** (degree + 1)
+            found = (weights[row] * t[row] ** degree).sum()
+            assert found.item() == pytest.approx(((end - start) / (degree + 1)).item(), rel=1e-11, abs=1e-11)
+            assert (weights[row, n:] == 0).all()
+
+
+def test_rows_with_fewer_nodes_than_points_take_what_they_have():
+    t, count = uneven(3, 6), torch.tensor([1, 2, 3])
+    weights = node_weights(t, count)
+    assert (weights[0] == 0).all()
+    torch.testing.assert_close(weights[1, :2], (t[1, 1] - t[1, 0]) / 2 * torch.ones(2).double())
+    square = (weights[2] * t[2] ** 2).sum()
+    torch.testing.assert_close(square, (t[2, 2] ** 3 - t[2, 0] ** 3) / 3)
+
+
+def test_a_row_does_not_depend_on_the_others():
+    t, count = uneven(5000, 12), torch.arange(5000) % 12 + 1
+    together = node_weights(t, count)
+    assert torch.equal(together[4321:4322], node_weights(t[4321:4322], count[4321:4322]))
+    assert node_weights(t[:0], count[:0]).shape == (0, 12)
+
+
+def test_extrapolation_and_interpolation_reproduce_a_cubic():
+    nodes, valid = uneven(4, 5), torch.tensor([True, True, False, True, True]).expand(4, 5)
+    start, end = nodes[:, -1], nodes[:, -1] + 1
+
+    def cubic(x):
+        return 1 - x + 2 * x**2 - 0.5 * x**3
+
+    def integral(x):
+        return x - x**2 / 2 + 2 * x**3 / 3 - x**4 / 8
+
+    found = (lagrange_weights(nodes, valid, start, end) * cubic(nodes)).sum(1)
+    torch.testing.assert_close(found, integral(end) - integral(start))
+    basis = lagrange_basis(nodes, valid, end)
+    torch.testing.assert_close((basis * cubic(nodes)).sum(1), cubic(end))
+    assert (basis[:, 2] == 0).all()
