@@ -1,0 +1,90 @@
+"""Models that break step control: bounded evaluations, flags instead of wrong numbers."""
+
+import pytest
+import torch
+
+import fastlik
+from fastlik.testing import GaussianMixture
+
+
+def per_dim(result, exact):
+    return (result.nats + exact).abs() / exact.new_tensor(result.dimensions)
+
+
+def rounded(net, x, t):
+    """A score as a bf16 network gives it."""
+    return net(x, t).bfloat16().to(x.dtype)
+
+
+@pytest.mark.parametrize("predicts", ["noise", "v"])
+def test_a_score_rounded_to_bf16_at_most_doubles_the_evaluations(ring, draw, predicts):
+    schedule = fastlik.VP()
+    x, exact = draw(ring, schedule, 48)
+    smooth = ring.model(schedule, predicts, moments=True)
+    rough = fastlik.wrap(smooth.net, schedule, predicts, call=rounded, moments=smooth.moments)
+    fine, coarse = fastlik.ode_nll(smooth, x), fastlik.ode_nll(rough, x)
+    assert coarse.nfe.double().mean() < 2 * fine.nfe.double().mean()
+    # bf16 keeps 8 bits: 4e-3 of a noise of order one
+    assert per_dim(coarse, exact).mean() < 5e-3
+
+
+def test_a_discontinuous_score_takes_bounded_evaluations(ring, draw):
+    schedule = fastlik.VP()
+    x, _ = draw(ring, schedule, 32)
+    smooth = ring.model(schedule, moments=True)
+
+    def jump(net, x, t):
+        return torch.where(x[:, :1] > 0.3, net(x, t) + 0.5, net(x, t))
+
+    result = fastlik.ode_nll(fastlik.wrap(smooth.net, schedule, "noise", call=jump), x)
+    assert result.nfe.max() < 1000
+    assert result.nats[result.converged].isfinite().all()
+
+
+@pytest.mark.parametrize("predicts", ["noise", "score"])
+@pytest.mark.parametrize("std", [0.1, 1e-4])
+def test_a_stiff_process_is_no_harder(predicts, std):
+    """VE from sigma = 1e-5: seven decades of noise."""
+    schedule = fastlik.VE(sigma_min=1e-5)
+    data = GaussianMixture.ring(std=std)
+    x = data.sample(32)
+    exact = data.log_density(x, 1.0, schedule.sigma(schedule.t_data))
+    result = fastlik.ode_nll(data.model(schedule, predicts, moments=True), x)
+    assert result.converged.all() and result.nfe.double().mean() < 120
+    assert per_dim(result, exact).max() < 5e-3
+
+
+def test_an_output_that_explodes_at_small_t_is_flagged(ring, draw):
+    schedule = fastlik.VP()
+    x, _ = draw(ring, schedule, 4)
+    smooth = ring.model(schedule, moments=True)
+
+    def explode(net, x, t):
+        return net(x, t) + 1e-6 * x**3 / t[:, None] ** 2
+
+    model = fastlik.wrap(smooth.net, schedule, "noise", call=explode)
+    with pytest.warns(fastlik.ConvergenceWarning):
+        result = fastlik.ode_nll(model, x, max_steps=300)
+    assert not result.converged.any() and result.nats.isnan().all() and (result.nfe <= 301).all()
+
+
+def test_a_tolerance_below_the_precision_is_flagged(ring, draw):
+    x, exact = draw(ring, fastlik.VP(), 8)
+    model = ring.model(fastlik.VP(), moments=True)
+    with pytest.warns(fastlik.ConvergenceWarning, match="five times the tolerance"):
+        hopeless = fastlik.ode_nll(model, x.float(), tolerance=1e-8)
+    assert not hopeless.converged.any() and hopeless.nfe.max() < 1000
+    kept = fastlik.ode_nll(model, x.float(), tolerance=1e-6)
+    assert kept.converged.all() and per_dim(kept, exact).max() < 5e-6
+
+
+def test_a_row_that_misses_the_tolerance_is_solved_again():
+    """Narrow modes seen from between them: the first pass's estimate is above the tolerance for some rows."""
+    data = GaussianMixture.ring(std=0.02)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 2, generator=generator, dtype=torch.float64)
+    schedule = fastlik.VP()
+    exact = data.log_density(x, schedule.alpha(schedule.t_data), schedule.sigma(schedule.t_data))
+    result = fastlik.ode_nll(data.model(schedule, moments=True), x)
+    assert result.converged.all()
+    assert per_dim(result, exact).max() < 5e-3
