@@ -42,7 +42,9 @@ def derivatives_along(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order
     return _surfaces(f, x, [v], [(0,) * n for n in range(1, order + 1)])
 
 
-def mixed_derivatives(f: Callable[[Tensor], Tensor], x: Tensor, directions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def mixed_derivatives(
+    f: Callable[[Tensor], Tensor], x: Tensor, directions: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
     """(f(x), D f[u], D f[v], D^2 f[u, v]) for directions (K, *x.shape), and likewise for three."""
     names = [(0,), (1,), (0, 1)]
     if len(directions) == 3:

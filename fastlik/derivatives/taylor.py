@@ -76,8 +76,8 @@ def jet(
         return _along(f, x, directions[0], 1 if order is None else order, collapse, backend)
     if len(directions) not in (2, 3) or order not in (None, len(directions)) or collapse:
         raise ValueError(
-            f"mixed derivatives are of 2 or 3 directions and of that order, got {len(directions)} directions, "
-            f"order={order}, collapse={collapse}"
+            f"mixed derivatives are of 2 or 3 directions and of that order, got {len(directions)} "
+            f"directions, order={order}, collapse={collapse}"
         )
     if any(v.shape != directions[0].shape for v in directions):
         raise ValueError(f"the directions have different shapes: {[tuple(v.shape) for v in directions]}")
@@ -88,9 +88,7 @@ def jet(
     return _like(directions[0], x, results)
 
 
-def _along(
-    f: Field, x: Tensor, v: Tensor, order: int, collapse: bool, backend: str
-) -> tuple[Tensor, ...]:
+def _along(f: Field, x: Tensor, v: Tensor, order: int, collapse: bool, backend: str) -> tuple[Tensor, ...]:
     if order not in (1, 2, 3):
         raise ValueError(f"order must be 1, 2 or 3, got {order}")
     if collapse and order != 2:

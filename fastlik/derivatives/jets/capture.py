@@ -1,9 +1,9 @@
 """A module's graph of operations, captured once by torch.export, through which jets pass.
 
 Nothing is decomposed: layers, norms and attention stay single operations.  A graph is kept for the shapes it
-was captured with (the batch is free) and looks parameters and buffers up in the live module at every call, so
-that training, loading, moving or replacing weights is honoured.  It is captured again for another dtype, another
-mode (train or eval) or another constant among the modules' attributes.
+was captured with (the batch is free) and looks parameters and buffers up in the live module at every call,
+so that training, loading, moving or replacing weights is honoured.  It is captured again for another dtype,
+another mode (train or eval) or another constant among the modules' attributes.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class Captured:
     def _compiled(self, x: Jet, args: tuple, kwargs: dict) -> Program:
         program = self.programs.get(_key(x, args, kwargs))
         if program is None or program.modes != tuple(each.training for each in self.module.modules()):
-            raise RuntimeError("capture the module for these inputs, in this mode, before torch.compile runs it")
+            raise RuntimeError(
+                "capture the module for these inputs, in this mode, before torch.compile runs it"
+            )
         return program
 
     def _run(self, program: Program, x: Jet, args: tuple, kwargs: dict, finish: Callable) -> object:
@@ -84,8 +86,8 @@ def capture(module: nn.Module, x: Tensor, *args: object, **kwargs: object) -> Ca
     """The module with its graph for ``module(x, *args, **kwargs)``, for any batch size.
 
     The result is called like the module.  ``fastlik.jvp(lambda x: captured(x, t), x, v)`` and the like send
-    jets through the graph, under torch.compile too (``fullgraph=True``), for which the module must be captured
-    beforehand.
+    jets through the graph, under torch.compile too (``fullgraph=True``), for which the module must have been
+    captured.
 
     Raises:
         NoDerivative: torch.export cannot capture the module (data-dependent control flow); jets
@@ -182,7 +184,9 @@ def _with_rules(exported: ExportedProgram) -> fx.Graph | None:
     graph = fx.Graph()
     output = graph.graph_copy(exported.graph, {}, return_output_node=True)
     graph.output(output[0] if isinstance(output, tuple) else output)
-    names = [spec.arg.name for spec in exported.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT]
+    names = [
+        spec.arg.name for spec in exported.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT
+    ]
     depends: set[fx.Node] = set()
     for node in list(graph.nodes):
         if node.op == "placeholder":

@@ -55,9 +55,7 @@ def _jets(values: object) -> Iterator[Jet]:
     return iter(found)
 
 
-def _surface(
-    name: str, function: Callable, args: tuple, options: dict, layout: Layout, k: int
-) -> _Surface:
+def _surface(name: str, function: Callable, args: tuple, options: dict, layout: Layout, k: int) -> _Surface:
     """For every result of the function, its value and its derivatives along directions number k."""
     directions = {d for component in layout.components for d in component}
     steps = {d: torch.zeros((), dtype=torch.float64, requires_grad=True) for d in directions}

@@ -29,7 +29,9 @@ ATTRIBUTES = frozenset(
 )
 
 
-def _softmax(input: Jet, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Jet:
+def _softmax(
+    input: Jet, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Jet:
     return rules.reduction.softmax(input, dim, dtype)
 
 
@@ -41,7 +43,9 @@ def _dropout(input: Jet, p: float = 0.5, training: bool = True, inplace: bool = 
     return rules.constant.dropout(input, p, training)
 
 
-def _norm(input: Jet, p: object = "fro", dim: object = None, keepdim: bool = False, dtype: object = None) -> Jet:
+def _norm(
+    input: Jet, p: object = "fro", dim: object = None, keepdim: bool = False, dtype: object = None
+) -> Jet:
     return rules.reduction.norm(input, p, dim, keepdim, dtype=dtype)
 
 
@@ -72,8 +76,17 @@ def _without_dispatch(function: types.FunctionType) -> types.FunctionType:
 _BODIES: dict[object, Function] = {
     function: _without_dispatch(function)
     for function in (
-        F.interpolate, F.batch_norm, F.instance_norm, F.multi_head_attention_forward, F.normalize,
-        F.cosine_similarity, F.glu, F.softmin, F.embedding, F.dropout2d, F.local_response_norm,
+        F.interpolate,
+        F.batch_norm,
+        F.instance_norm,
+        F.multi_head_attention_forward,
+        F.normalize,
+        F.cosine_similarity,
+        F.glu,
+        F.softmin,
+        F.embedding,
+        F.dropout2d,
+        F.local_response_norm,
     )
     if isinstance(function, types.FunctionType)
 }
@@ -139,7 +152,15 @@ def apply(name: str, func: Function, args: tuple, kwargs: dict) -> object:
         return func(*args, **kwargs)
     rule = RULES.get(name)
     if rule is not None:
-        if rule is rules.shape.convert and name in ("float", "double", "half", "bfloat16", "cpu", "cuda", "type"):
+        if rule is rules.shape.convert and name in (
+            "float",
+            "double",
+            "half",
+            "bfloat16",
+            "cpu",
+            "cuda",
+            "type",
+        ):
             kwargs = {**kwargs, "method": name}
         return rule(*args, **kwargs)
     if name == "__iter__":

@@ -89,7 +89,9 @@ class GuidedDiffusion(nn.Module):
         self.film = nn.Linear(width, 2 * width)
         self.qkv = nn.Conv1d(width, 3 * width, 1)
         self.proj = nn.Conv1d(width, width, 1)
-        self.out = nn.Sequential(nn.GroupNorm(2, width), nn.SiLU(), nn.Conv2d(width, 2 * channels, 3, padding=1))
+        self.out = nn.Sequential(
+            nn.GroupNorm(2, width), nn.SiLU(), nn.Conv2d(width, 2 * channels, 3, padding=1)
+        )
         self.heads, self.width = 2, width
 
     def timestep(self, t):

@@ -52,7 +52,11 @@ def ncsnpp():
 
 
 def guided_diffusion():
-    return randomised(GuidedDiffusion()), image(2, 2, 8, 8), {"timesteps": times(2, 100), "y": torch.tensor([1, 2])}
+    return (
+        randomised(GuidedDiffusion()),
+        image(2, 2, 8, 8),
+        {"timesteps": times(2, 100), "y": torch.tensor([1, 2])},
+    )
 
 
 def dit(attention):
@@ -150,7 +154,12 @@ def test_module(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["mlp silu", "unet with labels", "dit, nn.MultiheadAttention", *[n for n in NETWORKS if "diffusers" in n]],
+    [
+        "mlp silu",
+        "unet with labels",
+        "dit, nn.MultiheadAttention",
+        *[n for n in NETWORKS if "diffusers" in n],
+    ],
 )
 def test_captured_graph_at_another_batch_size(name):
     net, x, condition = NETWORKS[name]()
@@ -168,7 +177,8 @@ def test_captured_graph_at_another_batch_size(name):
     "activation",
     [
         nn.ReLU(), nn.LeakyReLU(), nn.ELU(), nn.SELU(), nn.CELU(), nn.GELU("tanh"), nn.Mish(), nn.Hardswish(),
-        nn.Softplus(2.0), nn.Softsign(), nn.LogSigmoid(), nn.PReLU(), nn.SiLU(inplace=True), nn.ReLU(inplace=True),
+        nn.Softplus(2.0), nn.Softsign(), nn.LogSigmoid(), nn.PReLU(), nn.SiLU(inplace=True),
+        nn.ReLU(inplace=True),
         nn.Sigmoid(), nn.Tanhshrink(), nn.GLU(), nn.BatchNorm1d(8), nn.LayerNorm(8), nn.Identity(),
     ],
     ids=lambda module: type(module).__name__,

@@ -25,7 +25,9 @@ def third_order_loss(f, x, u, v, backend):
     s, ju, jv, uv = fastlik.jet(f, x, (u, v), backend=backend)
     second = (v * jv).flatten(1).sum(1)
     third = (v * uv).flatten(1).sum(1)
-    return s.square().mean() + ju.sin().sum() + jv.square().mean() + second.tanh().sum() + third.square().mean()
+    return (
+        s.square().mean() + ju.sin().sum() + jv.square().mean() + second.tanh().sum() + third.square().mean()
+    )
 
 
 def written_layer_norm(x, shape, weight=None, bias=None, eps=1e-5):

@@ -212,7 +212,9 @@ def addcdiv(a: Operand, b: Operand, c: Operand, *, value: float = 1) -> Jet:
 @rule("lerp")
 def lerp(start: Operand, end: Operand, weight: Operand) -> Jet:
     step = end - start if not isinstance(start, Jet) and not isinstance(end, Jet) else sub(end, start)
-    product = step * weight if not isinstance(step, Jet) and not isinstance(weight, Jet) else mul(step, weight)
+    product = (
+        step * weight if not isinstance(step, Jet) and not isinstance(weight, Jet) else mul(step, weight)
+    )
     return add(start, product) if isinstance(start, Jet) or isinstance(product, Jet) else start + product
 
 

@@ -36,7 +36,9 @@ def normalise(a: Jet, dims: tuple[int, ...], eps: float, centred: bool = True) -
         tangents = tangents - tangents.mean(dims, keepdim=True)
     rstd = torch.rsqrt(x.square().mean(dims, keepdim=True) + eps)
     y = x * rstd
-    return a.replace(y, (torch.addcmul(tangents, y, (y * tangents).mean(dims, keepdim=True), value=-1) * rstd,))
+    return a.replace(
+        y, (torch.addcmul(tangents, y, (y * tangents).mean(dims, keepdim=True), value=-1) * rstd,)
+    )
 
 
 def affine(a: Jet, weight: Tensor | None, bias: Tensor | None) -> Jet:

@@ -141,9 +141,7 @@ def _gelu_erf(x: Tensor) -> Derivatives:
 @rule("gelu")
 def gelu(a: Jet, approximate: str = "none") -> Jet:
     if a.layout.order == 1 and a.parts[0] is not None and nothing_recorded():
-        tangents = aten.gelu_backward(
-            a.parts[0], a.primal.expand_as(a.parts[0]), approximate=approximate
-        )
+        tangents = aten.gelu_backward(a.parts[0], a.primal.expand_as(a.parts[0]), approximate=approximate)
         return a.replace(F.gelu(a.primal, approximate=approximate), (tangents,))
     if approximate == "none":
         return compose(_gelu_erf(a.primal), a)
@@ -483,4 +481,3 @@ def softsign(a: Jet) -> Jet:
 @rule("tanhshrink")
 def tanhshrink(a: Jet) -> Jet:
     return sub(a, tanh(a))
-

@@ -146,7 +146,9 @@ def repeat(a: Jet, *repeats: object) -> Jet:
 
 
 @rule("repeat_interleave")
-def repeat_interleave(a: Jet, repeats: object, dim: int | None = None, *, output_size: int | None = None) -> Jet:
+def repeat_interleave(
+    a: Jet, repeats: object, dim: int | None = None, *, output_size: int | None = None
+) -> Jet:
     if dim is None:
         a, dim = flatten(a), 0
     dim = from_end(dim, a.ndim)
@@ -291,7 +293,9 @@ def unfold(a: Jet, dimension: int, size: int, step: int) -> Jet:
 @rule("clone", "contiguous", "alias", "lift_fresh_copy")
 def clone(a: Jet, *, memory_format: torch.memory_format = torch.preserve_format) -> Jet:
     if memory_format in (torch.channels_last, torch.channels_last_3d):
-        return a.map(lambda part: _fold(part).contiguous(memory_format=memory_format).unflatten(0, part.shape[:2]))
+        return a.map(
+            lambda part: _fold(part).contiguous(memory_format=memory_format).unflatten(0, part.shape[:2])
+        )
     if memory_format == torch.contiguous_format:
         return a.map(torch.Tensor.contiguous)
     return a.map(torch.clone)
