@@ -67,7 +67,7 @@ def test_a_prior_without_a_closed_form_draw():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(method="ddim"), "'auto', 'rk45', 'tsit5', 'sde'"),
+        (dict(method="ddim"), "'auto', 'adams', 'rk45', 'tsit5', 'sde'"),
         (dict(method="sde", return_nll=True), "return_nll needs an ODE method"),
         (dict(shape_or_n=(4,)), r"\(n, \*event\)"),
         (dict(steps=0), "steps must be"),

@@ -24,7 +24,7 @@ from .command import (
 )
 from .config import arguments, merged, parse_settings
 
-Method = Literal["auto", "rk45", "tsit5", "rk4", "heun", "euler"]
+Method = Literal["auto", "adams", "rk45", "tsit5", "rk4", "heun", "euler"]
 Dequantizer = Literal["uniform"]
 
 # parameters of fastlik.ode_nll that text cannot give

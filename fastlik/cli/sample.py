@@ -24,13 +24,13 @@ from .command import (
     value_range,
 )
 
-Method = Literal["auto", "rk45", "tsit5", "sde"]
+Method = Literal["auto", "adams", "rk45", "tsit5", "sde"]
 
 
 def sample(
     run: RunPath,
     n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 64,
-    method: Annotated[Method, typer.Option(help="rk45 and tsit5: the ODE; sde: the reverse SDE.")] = "auto",
+    method: Annotated[Method, typer.Option(help="adams, rk45, tsit5: ODE; sde: reverse SDE.")] = "auto",
     tolerance: Annotated[float, typer.Option(help="Of the ODE, nats per dimension.")] = 1e-3,
     steps: Annotated[int, typer.Option(help="Of the SDE.")] = 256,
     out: Annotated[

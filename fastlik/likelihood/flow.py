@@ -33,6 +33,7 @@ class Trace:
     seed: int
     mode: str
     first_draw: int = 0
+    backend: str = "auto"
 
     @property
     def columns(self) -> int:
@@ -73,9 +74,9 @@ class LikelihoodFlow:
         if trace is None:
             return per_row(rate, z) * field(z), None
         if trace.exact:
-            v, integrand = exact_trace(field, z, trace.mode)
+            v, integrand = exact_trace(field, z, trace.mode, trace.backend)
             return per_row(rate, z) * v, (rate * integrand)[:, None]
-        v, parts = trace_parts(field, z, self._probes(z, node), trace.mode)
+        v, parts = trace_parts(field, z, self._probes(z, node), trace.mode, trace.backend)
         integrand = rate[:, None] * parts.sum(2).T
         if not self.companion:
             return per_row(rate, z) * v, integrand
@@ -89,12 +90,13 @@ class LikelihoodFlow:
         """Integrands (B, n) by the probes numbered ``draws`` and the variance (B,) of their mean, or exact
         ones (B, 1) and zeros for None."""
         angle, rate = self.clock.angle(u), self.clock.rate(u)
+        field, trace = self._field(angle), self.trace
         if draws is None:
-            _, trace = exact_trace(self._field(angle), z, self.trace.mode)
-            return (rate * trace)[:, None], torch.zeros_like(rate)
-        _, parts = trace_parts(self._field(angle), z, self._draw(z, node, draws), self.trace.mode)
+            _, value = exact_trace(field, z, trace.mode, trace.backend)
+            return (rate * value)[:, None], torch.zeros_like(rate)
+        _, parts = trace_parts(field, z, self._draw(z, node, draws), trace.mode, trace.backend)
         parts = rate[:, None] * parts
-        return parts.sum(2).T, probe_noise(parts, self.trace.kind)[0]
+        return parts.sum(2).T, probe_noise(parts, trace.kind)[0]
 
     def _field(self, angle: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda z: self.model.angular_velocity(z, angle, **self.condition)

@@ -226,9 +226,7 @@ def _pack(model: ScoreModel, z: Tensor, widths: dict[str, int], times: Tensor) -
     return Packed.of(program, z.dtype)
 
 
-def _agrees(
-    model: ScoreModel, packed: Packed, z: Tensor, ends: Ode, condition: dict[str, Tensor]
-) -> bool:
+def _agrees(model: ScoreModel, packed: Packed, z: Tensor, ends: Ode, condition: dict[str, Tensor]) -> bool:
     """Whether network and kernels give the same for the first row, at both ends of the time."""
     if len(z) == 0:
         return True

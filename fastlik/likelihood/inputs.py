@@ -9,6 +9,7 @@ from .. import checks
 from ..derivatives import divergence as divergences
 from ..derivatives.probes import PROBES, Stream, uniform
 from ..model import ScoreModel, check_model, coefficients
+from ..ops.dispatch import BACKENDS
 from .dequantise import Quantisation, integer_error
 from .solve import METHODS
 
@@ -43,8 +44,10 @@ def check_options(
     mode: str,
     dequantize: str | None,
     prior: object,
+    backend: str,
 ) -> None:
     check_model(model)
+    checks.check_choice("backend", backend, BACKENDS)
     checks.check_choice("method", method, ("auto", *METHODS))
     checks.check_choice("divergence", divergence, divergences.METHODS)
     checks.check_choice("probe", probe, PROBES)

@@ -98,8 +98,13 @@ def ode_nll(
         chunk: rows integrated together, or "auto".  Memory only: it changes no number.
         max_steps: attempted adaptive steps after which a row is given up and flagged; a fixed grid ends
             at 4096 steps.
-        backend: "auto", "native" or "torch" implementation of the Runge-Kutta step.
+        backend: "auto", "native" or "torch" implementation of the Runge-Kutta step; "torch" also takes
+            the derivatives by plain autograd instead of jets.
         progress: show a progress bar over rows.
+
+    Where grad mode is on and x, a parameter or a condition requires gradients, ``nats`` of the "adams" method
+    (without ``target_stderr``) carry a graph: the discrete solution is differentiated on the nodes it chose,
+    and computed once more in the backward pass.  Evaluate under ``torch.no_grad()`` to have plain tensors.
 
     Returns:
         :class:`NLL`: nats and bits/dim per row (lower is better), errors, latents, counts, protocol.
@@ -109,7 +114,7 @@ def ode_nll(
         TypeError, ValueError: input that has no likelihood as given; the message says what to change.
         EvaluationInterrupted: on Ctrl-C, with the rows finished so far in its ``partial``.
     """
-    check_options(model, method, divergence, probe, probe_mode, mode, dequantize, prior)
+    check_options(model, method, divergence, probe, probe_mode, mode, dequantize, prior, backend)
     check_target(target_stderr, method)
     for name, value in (("probes", probes), ("importance", importance), ("max_steps", max_steps)):
         checks.check_count(name, value)
@@ -123,12 +128,13 @@ def ode_nll(
     size = x[0].numel() if len(x) else x.new_empty(1, *x.shape[1:]).numel()
     t_data, t_prior = time_span(model, t_min, t_max)
     exact = choose_method(divergence, size) == "exact"
+    derivatives = "torch" if backend == "torch" else "auto"
     problem = Problem(
         model=model,
         t_data=t_data,
         t_prior=t_prior,
         prior=choose_prior(prior, model, t_prior, size, x.device),
-        trace=Trace(exact, probes, probe, probe_mode == "fresh", seed, mode),
+        trace=Trace(exact, probes, probe, probe_mode == "fresh", seed, mode, backend=derivatives),
         method="adams" if method == "auto" else method,
         tolerance=tolerance,
         max_steps=max_steps,

@@ -133,7 +133,9 @@ class NLL:
             path.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
         elif path.suffix == ".npz":
             arrays = {
-                name: value.cpu().numpy() for name, value in vars(self).items() if isinstance(value, Tensor)
+                name: value.detach().cpu().numpy()
+                for name, value in vars(self).items()
+                if isinstance(value, Tensor)
             }
             np.savez(path, protocol=np.array(json.dumps(self.protocol)), **arrays)
         else:

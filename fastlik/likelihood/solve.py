@@ -18,6 +18,7 @@ from ..solvers.status import Status
 from ..solvers.system import Integration
 from ..solvers.tableau import TABLEAUS, Tableau
 from .flow import LikelihoodFlow, Trace
+from .gradient import Path, attach
 from .prior import Prior
 from .probing import add_probes
 from .result import NLL
@@ -32,6 +33,8 @@ CLOCK = Clock(low=0.3, high=10.0)
 _ADAMS_ANSWER_SHARE = 1.0
 _ADAMS_STATE_SHARE = 3.0
 _ADAMS_FIRST_STEP = 0.02
+# of a state of unit scale: with more than that, loose tolerances lose rows of rough networks
+_COARSEST_STATE = 0.03
 _HIGH_ORDER_BELOW = 1e-4
 # the predictor's accumulated error, as an estimate of the corrector's
 _CORRECTED = 0.3
@@ -88,12 +91,13 @@ class Problem:
 
 class Solution(NamedTuple):
     """An integration's ``end`` with int tr dv/dz dphi along it, the variance of that by the probes, and the
-    estimated error of the answer, all (B,) float64 nats."""
+    estimated error of the answer, all (B,) float64 nats; the ``path`` by which it can be differentiated."""
 
     end: Integration
     change: Tensor
     variance: Tensor
     discretisation: Tensor
+    path: Path | None = None
 
 
 def solve(problem: Problem, x: Tensor, rows: Tensor, condition: dict) -> NLL:
@@ -102,13 +106,19 @@ def solve(problem: Problem, x: Tensor, rows: Tensor, condition: dict) -> NLL:
     z = x / scale[0].to(x.dtype)
     flow = problem.flow(rows, condition)
     with torch.no_grad():
-        solution = integrate_flow(problem, flow, z, u)
-        latent = solution.end.y * scale[1].to(x.dtype)
-    return as_nll(problem, solution, latent)
+        solution = integrate_flow(problem, flow, z.detach(), u)
+    end = solution.end.y
+    if solution.path is not None:
+        end, change = attach(flow, solution.path, z, end, solution.change)
+        solution = solution._replace(change=change)
+    return as_nll(problem, solution, end * scale[1].to(x.dtype))
 
 
 def integrate_flow(problem: Problem, flow: LikelihoodFlow, z: Tensor, u: Tensor) -> Solution:
     """From u[0] to u[1], in either direction, by the problem's method."""
+    if len(z) == 0:
+        nothing = u.new_zeros(0)
+        return Solution(Integration.start(z, None, nothing), nothing, nothing, nothing)
     if problem.method == "adams":
         return _solve_adams(problem, flow, z, u)
     tableau = TABLEAUS[problem.method]
@@ -127,7 +137,7 @@ def as_nll(problem: Problem, solution: Solution, latent: Tensor) -> NLL:
         nats=nats.masked_fill(failed, torch.nan),
         stderr=solution.variance.sqrt(),
         discretisation=solution.discretisation,
-        latent=latent,
+        latent=latent.detach(),
         nfe=end.nfe,
         trace_evaluations=end.nfe.clone(),
         status=status,
@@ -136,36 +146,40 @@ def as_nll(problem: Problem, solution: Solution, latent: Tensor) -> NLL:
 
 
 def _solve_adams(problem: Problem, flow: LikelihoodFlow, z: Tensor, u: Tensor) -> Solution:
-    """Adams' method, again with a tighter tolerance for the rows whose estimated error misses it.
+    """Adams' method, again with a tighter tolerance for the rows whose estimated error misses it, or failed.
 
     The step control aims at the answer itself: a local error e_z of the state changes log p by
     score . e_z.  The trace is integrated afterwards, from its values at the solver's nodes.
     """
     limit = problem.tolerance * max(1, z[:1].numel())
-    solution = _adams(problem, flow, z, u)
+    order = 4 if problem.tolerance >= _HIGH_ORDER_BELOW else 5
+    solution = _adams(problem, flow, z, u, order)
     end = solution.end
     for _ in range(_REFINEMENTS):
         missed = (solution.discretisation > _REFINE_ABOVE * limit) & (end.status == Status.DONE)
+        missed |= end.status == Status.NON_FINITE  # long steps may have left where the network is sane
         index = missed.nonzero().flatten()
         if len(index) == 0:
             break
         problem = replace(problem, tolerance=0.25 * problem.tolerance)
-        finer = _adams(problem, flow.take(index), z[index], u)
+        finer = _adams(problem, flow.take(index), z[index], u, order)
         for counted in ("nfe", "rejected"):
             getattr(finer.end, counted).add_(getattr(end, counted)[index])
         end.put(index, finer.end)
-        for mine, theirs in zip(solution[1:], finer[1:], strict=True):
+        for mine, theirs in zip(solution[1:4], finer[1:4], strict=True):
             mine[index] = theirs
+        if solution.path is not None:
+            solution.path.put(index, finer.path)
     hopeless = (solution.discretisation > _GIVE_UP_ABOVE * limit) & (end.status == Status.DONE)
     end.status[hopeless] = Status.INACCURATE
     return solution
 
 
-def _adams(problem: Problem, flow: LikelihoodFlow, z: Tensor, u: Tensor) -> Solution:
+def _adams(problem: Problem, flow: LikelihoodFlow, z: Tensor, u: Tensor, order: int) -> Solution:
     size = max(1, z[:1].numel())
     tolerance = Tolerance(
         rtol=0.0,
-        atol=_ADAMS_STATE_SHARE * problem.tolerance,
+        atol=min(_ADAMS_STATE_SHARE * problem.tolerance, _COARSEST_STATE),
         q_atol=_ADAMS_ANSWER_SHARE * problem.tolerance * size,
     )
     end, nodes = integrate_adams(
@@ -174,7 +188,7 @@ def _adams(problem: Problem, flow: LikelihoodFlow, z: Tensor, u: Tensor) -> Solu
         u[0].expand(len(z)),
         u[1].expand(len(z)),
         tolerance,
-        order=4 if problem.tolerance >= _HIGH_ORDER_BELOW else 5,
+        order=order,
         first_step=_ADAMS_FIRST_STEP,
         keep_states=problem.target_stderr is not None,
         max_steps=problem.max_steps,
@@ -188,7 +202,9 @@ def _adams(problem: Problem, flow: LikelihoodFlow, z: Tensor, u: Tensor) -> Solu
     integral = TraceIntegral(nodes, exact=trace.exact, fresh=trace.fresh)
     if problem.target_stderr is not None:
         add_probes(flow, nodes, integral, problem.target_stderr, end)
-    return Solution(end, integral.value, integral.variance, state_error + integral.discretisation)
+    discretisation = state_error + integral.discretisation
+    path = None if problem.target_stderr is not None else Path(nodes.t, nodes.count, order)
+    return Solution(end, integral.value, integral.variance, discretisation, path)
 
 
 def _solve_adaptive(

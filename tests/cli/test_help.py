@@ -32,7 +32,7 @@ def test_the_valid_values_are_those_of_the_api():
     assert get_args(train.Weighting) == WEIGHTINGS
     assert get_args(train.TimeSampling) == TIME_SAMPLINGS
     assert get_args(sample.Method) == METHODS
-    assert set(get_args(nll.Method)) == {"auto", *TABLEAUS}
+    assert set(get_args(nll.Method)) == {"auto", "adams", *TABLEAUS}
     assert (None, *get_args(nll.Dequantizer)) == DEQUANTISERS
     for name in get_args(train.Schedule):
         named(name)
