@@ -34,11 +34,19 @@ def choose_method(method: str, size: int) -> str:
 
 
 def traces(
-    f: Callable[[Tensor], Tensor], x: Tensor, vectors: Tensor, mode: str = "auto", backend: str = "auto"
+    f: Callable[[Tensor], Tensor],
+    x: Tensor,
+    vectors: Tensor,
+    mode: str = "auto",
+    backend: str = "auto",
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(f(x), v'Jv of shape (B, K) float64) for vectors (K, *x.shape)."""
-    value, parts = trace_parts(f, x, vectors, mode, backend)
-    return value, parts.sum(2).T
+    """(f(x), v'Jv of shape (B, K) float64) for vectors (K, *x.shape), ``chunk`` of them at once."""
+    results = []
+    for group in vectors.split(chunk or max(1, len(vectors))):
+        value, parts = trace_parts(f, x, group, mode, backend)
+        results.append(parts.sum(2).T)
+    return value, torch.cat(results, 1)
 
 
 def trace_parts(
@@ -84,6 +92,7 @@ def divergence(
     seed: int = 0,
     rows: Tensor | None = None,
     backend: str = "auto",
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(f(x), trace of df/dx): trace (B,) float64, exact or averaged over ``probes`` probes.
 
@@ -96,6 +105,8 @@ def divergence(
         probe_kind: "rademacher" or "gaussian".
         seed, rows: the probes are a function of (seed, row id); rows defaults to 0 .. B-1.
         backend: forward mode by "jets" or by "torch" (plain autograd; then "auto" is reverse mode).
+        chunk: probes at once; each further chunk evaluates f again, and the memory is that of 1 + chunk
+            evaluations.
 
     Raises:
         ValueError: unknown option values, or probes < 1.
@@ -107,5 +118,5 @@ def divergence(
         return exact_trace(f, x, mode, backend)
     rows = torch.arange(len(x), device=x.device) if rows is None else rows
     vectors = torch.stack([probe(probe_kind, seed, rows, k, 0, x) for k in range(probes)])
-    value, estimates = traces(f, x, vectors, mode, backend)
+    value, estimates = traces(f, x, vectors, mode, backend, chunk)
     return value, estimates.mean(1)

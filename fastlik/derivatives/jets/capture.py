@@ -1,8 +1,8 @@
 """A module's graph of operations, captured once by torch.export, through which jets pass.
 
-Nothing is decomposed: layers, norms and attention stay single operations. A graph is kept for the shapes it
+Nothing is decomposed: layers, norms and attention stay single operations.  A graph is kept for the shapes it
 was captured with (the batch is free) and looks parameters and buffers up in the live module at every call,
-so that training, loading, moving or replacing weights is honoured. It is captured again for another dtype,
+so that training, loading, moving or replacing weights is honoured.  It is captured again for another dtype,
 another mode (train or eval) or another constant among the modules' attributes.
 """
 
@@ -86,8 +86,8 @@ def capture(module: nn.Module, x: Tensor, *args: object, **kwargs: object) -> Ca
     """The module with its graph for ``module(x, *args, **kwargs)``, for any batch size.
 
     The result is called like the module.  ``fastlik.jvp(lambda x: captured(x, t), x, v)`` and the like send
-    jets through the graph, under torch.compile too (``fullgraph=True``), for which the module must be
-    captured beforehand.
+    jets through the graph, under torch.compile too (``fullgraph=True``), for which the module must have been
+    captured.
 
     Raises:
         NoDerivative: torch.export cannot capture the module (data-dependent control flow); jets

@@ -8,6 +8,7 @@ Dynamo traces it as the ordinary Python object that it is.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -27,10 +28,8 @@ class JetTensor(Tensor):
 
     @staticmethod
     def __new__(cls: type[JetTensor], jet: Jet) -> JetTensor:
-        primal = jet.primal
-        wrapper = Tensor._make_wrapper_subclass(
-            cls, primal.shape, strides=primal.stride(), dtype=primal.dtype, device=primal.device
-        )
+        primal = jet.primal  # answers for strides and the like
+        wrapper = Tensor._make_wrapper_subclass(cls, primal.shape, dtype=primal.dtype, device=primal.device)
         wrapper.jet = jet
         return wrapper
 
@@ -40,8 +39,7 @@ class JetTensor(Tensor):
     ) -> object:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
-            name = name_of(func)
-            body = body_of(name, func)
+            name, body = _resolve(func)
             if body is None:
                 return wrap(call(name, func, unwrap(args), unwrap(kwargs)))
         return body(*args, **kwargs)
@@ -51,6 +49,12 @@ class JetTensor(Tensor):
         cls, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
     ) -> object:
         raise NoDerivative(f"{func} was reached below PyTorch's functions, where jets have no rules")
+
+
+@functools.cache
+def _resolve(func: Callable) -> tuple[str, Callable | None]:
+    name = name_of(func)
+    return name, body_of(name, func)
 
 
 def wrap(values: object) -> object:

@@ -128,10 +128,7 @@ def test_jets_of_a_closure_compile_and_train(net):
 @pytest.mark.parametrize("recording", [False, True])
 @pytest.mark.parametrize("name", ["unet", "dit"])
 def test_captured_networks_compile_in_one_graph(name, recording):
-    net, shape = (
-        fastlik.nn.UNet(2, width=4, time_features=4) if name == "unet" else DiT(FusedAttention),
-        (2, 2, 4, 4),
-    )
+    net, shape = (fastlik.nn.UNet(2, width=4) if name == "unet" else DiT(FusedAttention)), (2, 2, 4, 4)
     net = randomised(net).requires_grad_(recording)
     generator = torch.Generator().manual_seed(1)
     x, v = torch.randn(2, *shape, dtype=DOUBLE, generator=generator)

@@ -107,11 +107,14 @@ for _spatial in (1, 2, 3):
 
 
 def _each(function: Callable) -> Callable[..., Jet]:
-    return lambda a, *args, **options: a.map_each(lambda part: function(part, *args, **options))
+    def mapped(a: Jet, *args: object, **options: object) -> Jet:
+        return a.map_each(lambda part: function(part, *args, **options))
+
+    return mapped
 
 
-_FFT = "fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn fftshift ifftshift"
-for _name in _FFT.split():
+_FOURIER = "fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn fftshift ifftshift"
+for _name in _FOURIER.split():
     rule(f"fft_{_name}")(_each(getattr(torch.fft, _name)))
 for _name in ("diag_embed", "diff", "rot90", "fliplr", "flipud"):
     rule(_name)(_each(getattr(torch, _name)))
