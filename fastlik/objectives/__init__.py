@@ -1,6 +1,9 @@
 """Training objectives."""
 
-from .dsm import dsm_error, dsm_loss, dsm_target
+from .dsm import dsm_error
+from .high_order import Errors, Forms, choose_forms, draw_probes, high_order_errors
+from .loss import draw, dsm_loss, hdsm_loss, weighted_errors
+from .residual import NoiseResidual, dsm_target
 from .time_sampling import (
     importance_normaliser,
     log_snr_range,
@@ -11,9 +14,17 @@ from .time_sampling import (
 from .weighting import likelihood_weight, weight
 
 __all__ = [
+    "Errors",
+    "Forms",
+    "NoiseResidual",
+    "choose_forms",
+    "draw",
+    "draw_probes",
     "dsm_error",
     "dsm_loss",
     "dsm_target",
+    "hdsm_loss",
+    "high_order_errors",
     "importance_normaliser",
     "likelihood_weight",
     "log_snr_range",
@@ -21,4 +32,5 @@ __all__ = [
     "stratified",
     "weight",
     "weight_integral",
+    "weighted_errors",
 ]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..model import ScoreModel
-from ..objectives.dsm import dsm_loss
+from ..objectives.loss import dsm_loss
 from ..objectives.time_sampling import weight_integral
 from .checkpoint import fill, fill_optimiser, optimiser_tensors
 from .config import Options
