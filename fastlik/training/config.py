@@ -10,12 +10,12 @@ import torch
 
 from ..checks import check_choice, check_count, check_positive
 from ..model import ScoreModel
+from ..objectives.high_order import ORDERS, choose_forms
 from ..objectives.time_sampling import TIME_SAMPLINGS
 from ..objectives.weighting import WEIGHTINGS, Weighting
 from .dataset import Dataset
 from .network import describe_model
 
-ORDERS = (1,)
 PRECISIONS = ("auto", "float32", "bf16")
 
 
@@ -27,6 +27,10 @@ class Options:
     """
 
     order: int
+    order_weights: tuple[float, float]
+    second: str
+    third: str
+    probes: int
     weighting: Weighting
     time_sampling: str
     batch_size: int
@@ -36,9 +40,17 @@ class Options:
     clip: float | None
     seed: int
     precision: str
+    parts: int
 
     def __post_init__(self) -> None:
         check_choice("order", self.order, ORDERS)
+        for name in ("probes", "parts"):
+            check_count(name, getattr(self, name))
+        choose_forms(self.order, self.second, self.third, 1, self.probes)
+        if len(self.order_weights) != 2 or not all(0 <= w < float("inf") for w in self.order_weights):
+            raise ValueError(
+                f"order_weights are two numbers >= 0, of second and third order, got {self.order_weights!r}"
+            )
         if not callable(self.weighting):
             check_choice("weighting", self.weighting, WEIGHTINGS)
         check_choice("time_sampling", self.time_sampling, TIME_SAMPLINGS)
@@ -55,6 +67,10 @@ class Options:
     def describe(self) -> dict:
         """JSON-able; a weighting function by its name, "auto" by what it stands for."""
         described = asdict(self)
+        del described["parts"]  # rounding aside, it changes no number
+        if self.order == 1:  # what then means nothing
+            for name in ("order_weights", "second", "third", "probes"):
+                del described[name]
         if callable(self.weighting):
             name = getattr(self.weighting, "__name__", type(self.weighting).__name__)
             described["weighting"] = f"function {name}"
