@@ -35,8 +35,8 @@ import torch
 from torch import Tensor
 
 from ..checks import check_choice, check_count
+from ..derivatives.expansion import Expansion, expand
 from ..model import ScoreModel
-from .expansion import Expansion, expand
 from .residual import NoiseResidual
 
 ORDERS = (1, 2, 3)
