@@ -2,7 +2,7 @@
 
 from . import data, nn, testing
 from .derivatives.divergence import divergence
-from .derivatives.products import jvp
+from .derivatives.taylor import jet, jvp
 from .likelihood.ode import ode_nll
 from .likelihood.ode_score import ode_score
 from .likelihood.result import NLL, ConvergenceWarning, EvaluationInterrupted
@@ -32,6 +32,7 @@ __all__ = [
     "backends",
     "data",
     "divergence",
+    "jet",
     "jvp",
     "load",
     "nn",

@@ -150,7 +150,7 @@ class ScoreModel(nn.Module):
         else:
             raw = self.net(x, time, **condition)
         raw = raw if self.output is None else self.output(raw)
-        if not isinstance(raw, Tensor):
+        if not hasattr(raw, "shape"):  # a tensor, or a jet under torch.compile
             raise TypeError(
                 f"the network returned {type(raw).__name__}, not a tensor; say how to read it with "
                 f"wrap(..., output=lambda out: out.sample) or out[0]"

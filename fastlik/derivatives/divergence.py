@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..checks import check_choice
 from .probes import probe
-from .products import jvp, vjp
+from .products import vjp
+from .taylor import jvp
 
 METHODS = ("auto", "exact", "hutchinson")
 MODES = ("auto", "jvp", "vjp")
@@ -33,21 +34,25 @@ def choose_method(method: str, size: int) -> str:
 
 
 def traces(
-    f: Callable[[Tensor], Tensor], x: Tensor, vectors: Tensor, mode: str = "auto"
+    f: Callable[[Tensor], Tensor], x: Tensor, vectors: Tensor, mode: str = "auto", backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """(f(x), v'Jv of shape (B, K) float64) for vectors (K, *x.shape)."""
     check_choice("mode", mode, MODES)
-    product = jvp if mode == "jvp" else vjp
-    value, products = product(f, x, vectors)
+    if mode == "vjp" or (mode == "auto" and backend == "torch"):
+        value, products = vjp(f, x, vectors)
+    else:
+        value, products = jvp(f, x, vectors, backend=backend)
     return value, (vectors * products).flatten(2).double().sum(2).T
 
 
-def exact_trace(f: Callable[[Tensor], Tensor], x: Tensor, mode: str = "auto") -> tuple[Tensor, Tensor]:
+def exact_trace(
+    f: Callable[[Tensor], Tensor], x: Tensor, mode: str = "auto", backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """(f(x), tr J of shape (B,) float64) from all d unit vectors."""
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     value = torch.empty_like(x)
     for basis in _unit_vectors(x):
-        value, parts = traces(f, x, basis, mode)
+        value, parts = traces(f, x, basis, mode, backend)
         total = total + parts.sum(1)
     return value, total
 
@@ -70,6 +75,7 @@ def divergence(
     probe_kind: str = "rademacher",
     seed: int = 0,
     rows: Tensor | None = None,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """(f(x), trace of df/dx): trace (B,) float64, exact or averaged over ``probes`` probes.
 
@@ -81,6 +87,7 @@ def divergence(
         probes: number of Hutchinson probes; the evaluation of f is shared by all.
         probe_kind: "rademacher" or "gaussian".
         seed, rows: the probes are a function of (seed, row id); rows defaults to 0 .. B-1.
+        backend: forward mode by "jets" or by "torch" (plain autograd; then "auto" is reverse mode).
 
     Raises:
         ValueError: unknown option values, or probes < 1.
@@ -89,8 +96,8 @@ def divergence(
         raise ValueError(f"probes must be at least 1, got {probes}")
     size = x[0].numel() if len(x) else 0
     if choose_method(method, size) == "exact":
-        return exact_trace(f, x, mode)
+        return exact_trace(f, x, mode, backend)
     rows = torch.arange(len(x), device=x.device) if rows is None else rows
     vectors = torch.stack([probe(probe_kind, seed, rows, k, 0, x) for k in range(probes)])
-    value, estimates = traces(f, x, vectors, mode)
+    value, estimates = traces(f, x, vectors, mode, backend)
     return value, estimates.mean(1)

@@ -1,42 +1,93 @@
-"""Jacobian products of a batched function f: (B, *event) -> (B, *event), rows independent.
+"""Derivatives of a batched function f: (B, *event) -> (B, *event), rows independent, by plain autograd.
 
-Plain PyTorch autograd, forward and reverse mode.  Gradients flow through the results where grad mode is
-enabled, and nothing is stored where it is not.
+The reference that jets are held to.  Everything is reverse mode, applied repeatedly: forward-mode duals lack
+rules for fused attention and the second derivative of SiLU, and drop the tangents of custom operators without
+a word (torch 2.13).  Gradients flow through the results where grad mode is enabled, and nothing is stored
+where it is not.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 
 def jvp(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """(f(x), J v) by forward-mode differentiation, J = df/dx of each row.
+    """(f(x), J v), J = df/dx of each row, as the derivative of the vector-Jacobian product w' J by w.
 
     x: (B, *event).  v: like x, or (K, *x.shape) for K tangents that share one primal evaluation; J v has
     the shape of v.
 
     Raises ValueError where v does not fit x.
     """
-    if v.shape == x.shape:
-        return torch.func.jvp(f, (x,), (v,))
-    _check_stack(x, v)
-    return torch.func.vmap(lambda w: torch.func.jvp(f, (x,), (w,)), out_dims=(None, 0))(v)
+    if v.shape != x.shape:
+        check_stack(x, v)
+    keep = torch.is_grad_enabled()
+    with _grad_mode():
+        x = _leaf(x, keep)
+        value = f(x)
+        product = torch.stack([_forward(value, x, w) for w in v.reshape(-1, *x.shape)])
+        product = product.reshape(*v.shape[: v.dim() - x.dim()], *value.shape)
+    return (value, product) if keep else (value.detach(), product.detach())
+
+
+def derivatives_along(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> tuple[Tensor, ...]:
+    """(f(x), D f[v], ..., D^order f[v, ..., v]) for v (K, *x.shape)."""
+    return _surfaces(f, x, [v], [(0,) * n for n in range(1, order + 1)])
+
+
+def mixed_derivatives(f: Callable[[Tensor], Tensor], x: Tensor, directions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """(f(x), D f[u], D f[v], D^2 f[u, v]) for directions (K, *x.shape), and likewise for three."""
+    names = [(0,), (1,), (0, 1)]
+    if len(directions) == 3:
+        names = [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)]
+    return _surfaces(f, x, directions, names)
+
+
+def _surfaces(f: Callable, x: Tensor, directions: Sequence[Tensor], names: list[tuple]) -> tuple[Tensor, ...]:
+    keep = torch.is_grad_enabled()
+    with _grad_mode():
+        x = _leaf(x, keep)
+        rows = [_surface(f, x, vectors, names) for vectors in zip(*directions, strict=True)]
+    results = (rows[0][0], *[torch.stack(each) for each in list(zip(*rows, strict=True))[1:]])
+    return results if keep else tuple(result.detach() for result in results)
+
+
+def _surface(f: Callable, x: Tensor, vectors: Sequence[Tensor], names: list[tuple]) -> list[Tensor]:
+    steps = [torch.zeros((), dtype=x.dtype, device=x.device, requires_grad=True) for _ in vectors]
+    derivatives = {(): f(x + sum(step * vector for step, vector in zip(steps, vectors, strict=True)))}
+    for name in names:
+        derivatives[name] = _forward(derivatives[name[:-1]], steps[name[-1]], torch.ones_like(steps[0]))
+    return list(derivatives.values())
+
+
+def _forward(value: Tensor, x: Tensor, v: Tensor) -> Tensor:
+    """d value / dx times v, inside a graph that is kept."""
+    w = torch.zeros_like(value, requires_grad=True)
+    if not value.requires_grad:
+        return torch.zeros_like(value)
+    (pulled,) = torch.autograd.grad(value, x, w, create_graph=True, materialize_grads=True)
+    if not pulled.requires_grad:
+        return torch.zeros_like(value)
+    return torch.autograd.grad(pulled, w, v, create_graph=True, materialize_grads=True)[0]
+
+
+def _leaf(x: Tensor, keep: bool) -> Tensor:
+    """x as something to differentiate by, inside its own graph where that is kept."""
+    x = x.clone() if x.is_inference() else x
+    return x if keep and x.requires_grad else x.detach().requires_grad_()
 
 
 def vjp(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """(f(x), v' J) by reverse-mode differentiation; shapes as in :func:`jvp`."""
     if v.shape != x.shape:
-        _check_stack(x, v)
+        check_stack(x, v)
     create_graph = torch.is_grad_enabled()
     with _grad_mode():
-        if torch.is_inference(x):
-            x = x.clone()
-        if not (create_graph and x.requires_grad):
-            x = x.detach().requires_grad_()
+        x = _leaf(x, create_graph)
         value = f(x)
         stack = v.reshape(-1, *x.shape)
         products = [
@@ -60,7 +111,8 @@ def _grad_mode() -> Iterator[None]:
         yield
 
 
-def _check_stack(x: Tensor, v: Tensor) -> None:
+def check_stack(x: Tensor, v: Tensor) -> None:
+    """Raise ValueError unless v is (K, *x.shape)."""
     if v.shape[1:] != x.shape:
         raise ValueError(
             f"v has shape {tuple(v.shape)}; for x of shape {tuple(x.shape)} it must be like x or "

@@ -63,8 +63,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.qkv(self.norm(x)).flatten(2).chunk(3, 1)
-        scores = query.transpose(1, 2) @ key / math.sqrt(x.shape[1])
-        mixed = value @ scores.softmax(-1).transpose(1, 2)
+        scores = torch.matmul(query.transpose(1, 2), key) / math.sqrt(x.shape[1])
+        mixed = torch.matmul(value, scores.softmax(-1).transpose(1, 2))
         return x + self.out(mixed.reshape(x.shape))
 
 

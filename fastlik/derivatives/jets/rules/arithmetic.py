@@ -1,0 +1,227 @@
+"""Sums, products and quotients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..jet import Jet, lift
+from ..layout import PRIMAL, Layout
+from ..registry import rule
+
+Operand = Jet | Tensor | float | complex
+
+
+def primal_of(value: object) -> object:
+    return value.primal if isinstance(value, Jet) else value
+
+
+def part_of(value: object, component: int) -> Tensor | None:
+    """A factor's derivative (n, *shape), its primal as (1, *shape), or None for zero."""
+    if component == PRIMAL:
+        value = primal_of(value)
+        return value[None] if isinstance(value, Tensor) else value
+    return value.parts[component] if isinstance(value, Jet) else None
+
+
+def rank(*values: object) -> int:
+    return max(primal_of(v).dim() for v in values if isinstance(primal_of(v), Tensor))
+
+
+def lifted(value: object, ndim: int) -> object:
+    """As ``lift``; a number stays itself."""
+    return lift(value, ndim) if isinstance(value, Tensor) else value
+
+
+def layout_of(*values: object) -> Layout:
+    return next(value.layout for value in values if isinstance(value, Jet))
+
+
+def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """a + b where None is zero."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+def multilinear(function: Callable[..., Tensor], *factors: object) -> Jet:
+    """A jet of function(a, b, ...), linear in each factor, by Leibniz' rule.
+
+    ``function`` maps over the first dimension of its arguments (n, *shape), where n = 1 broadcasts.
+    """
+    layout = layout_of(*factors)
+    parts = []
+    for index, name in enumerate(layout.components):
+        deals = layout.products[index] if len(factors) == 2 else layout.assignments(name, len(factors))
+        total = None
+        for multiplicity, *components in deals:
+            operands = [part_of(f, c) for f, c in zip(factors, components, strict=True)]
+            if any(operand is None for operand in operands):
+                continue
+            term = function(*operands)
+            if index == layout.collapsed and term.shape[0] > 1:
+                term = term.sum(0, keepdim=True)
+            total = plus(total, term if multiplicity == 1 else multiplicity * term)
+        parts.append(total)
+    primal = function(*[part_of(f, PRIMAL) for f in factors])[0]
+    return Jet(layout, primal, tuple(parts))
+
+
+def _scaled(a: Jet, function: Callable[[Tensor], Tensor], by: Operand) -> Jet:
+    """A jet times or over a constant."""
+    if isinstance(by, Tensor) and by.dim() > a.ndim:
+        return a.map(lambda part: function(lift(part, by.dim())))
+    return a.map(function)
+
+
+@rule("mul", "multiply", "__mul__", "__rmul__")
+def mul(a: Operand, b: Operand) -> Jet:
+    if not isinstance(b, Jet):
+        return _scaled(a, lambda part: part * b, b)
+    if not isinstance(a, Jet):
+        return _scaled(b, lambda part: part * a, a)
+    if a is b:
+        return square(a)
+    ndim = rank(a, b)
+    return multilinear(lambda x, y: lifted(x, ndim) * lifted(y, ndim), a, b)
+
+
+@rule("square")
+def square(a: Jet) -> Jet:
+    """a * a, with half of Leibniz' terms."""
+    if a.layout.order > 1:
+        return multilinear(torch.mul, a, a)
+    part = a.parts[0]
+    return a.replace(a.primal.square(), (None if part is None else 2 * a.primal * part,))
+
+
+@rule("div", "true_divide", "divide", "__truediv__")
+def div(a: Operand, b: Operand, *, rounding_mode: str | None = None) -> Jet | Tensor:
+    if rounding_mode is not None:
+        return torch.div(primal_of(a), primal_of(b), rounding_mode=rounding_mode)
+    if not isinstance(b, Jet):
+        return _scaled(a, lambda part: part / b, b)
+    layout, ndim = b.layout, rank(a, b)
+    inverse = b.primal.reciprocal()
+    primal = primal_of(a) * inverse
+    parts = []
+    for index in range(len(layout.components)):
+        total = part_of(a, index)
+        total = None if total is None else lift(total, ndim)
+        for multiplicity, of_quotient, of_b in layout.products[index]:
+            divisor = part_of(b, of_b)
+            quotient = primal[None] if of_quotient == PRIMAL else None
+            if 0 <= of_quotient < index:
+                quotient = parts[of_quotient]
+            if of_b == PRIMAL or divisor is None or quotient is None:
+                continue
+            term = -multiplicity * quotient * lift(divisor, ndim)
+            if index == layout.collapsed:
+                term = term.sum(0, keepdim=True)
+            total = plus(total, term)
+        parts.append(None if total is None else total * inverse)
+    return Jet(layout, primal, tuple(parts))
+
+
+@rule("__rtruediv__", "__rdiv__")
+def rdiv(a: Operand, b: Operand) -> Jet:
+    return div(b, a)
+
+
+@rule("reciprocal")
+def reciprocal(a: Jet) -> Jet:
+    return div(1, a)
+
+
+@rule("add", "__add__", "__radd__")
+def add(a: Operand, b: Operand, *, alpha: float = 1) -> Jet:
+    if isinstance(a, Jet) and isinstance(b, Jet):
+        if alpha == 1 and _stacked_alike(a, b):
+            return a.unstack(a.stacked + b.stacked)
+        ndim = rank(a, b)
+        parts = []
+        for mine, others in zip(a.parts, b.parts, strict=True):
+            if others is not None and alpha != 1:
+                others = alpha * others
+            if mine is not None and others is not None:
+                parts.append(lift(mine, ndim) + lift(others, ndim))
+            else:
+                parts.append(_spread(mine if others is None else others, a, b))
+        return a.replace(torch.add(a.primal, b.primal, alpha=alpha), parts)
+    if isinstance(b, Jet):
+        primal = a + b.primal if alpha == 1 else torch.add(torch.as_tensor(a), b.primal, alpha=alpha)
+        parts = b.parts if alpha == 1 else [None if part is None else alpha * part for part in b.parts]
+        return b.replace(primal, [_spread(part, a, b, primal.dtype) for part in parts])
+    primal = a.primal + b if alpha == 1 else torch.add(a.primal, b, alpha=alpha)
+    return a.replace(primal, [_spread(part, a, b, primal.dtype) for part in a.parts])
+
+
+def _stacked_alike(a: Jet, b: Jet) -> bool:
+    both = a.stacked is not None and b.stacked is not None
+    return both and a.stacked.shape == b.stacked.shape and _live(a) == _live(b)
+
+
+def _live(a: Jet) -> list[bool]:
+    return [part is not None for part in a.parts]
+
+
+def _spread(part: Tensor | None, a: object, b: object, dtype: torch.dtype | None = None) -> Tensor | None:
+    """A summand's derivative in the shape of the sum, which the other summand may have widened."""
+    if part is None:
+        return None
+    shapes = [v.shape for v in (primal_of(a), primal_of(b)) if isinstance(v, Tensor)]
+    shape = torch.broadcast_shapes(*shapes)
+    part = part if dtype is None else part.to(dtype)
+    if part.shape[1:] == shape:
+        return part
+    return lift(part, len(shape)).expand(part.shape[0], *shape)
+
+
+@rule("sub", "subtract", "__sub__")
+def sub(a: Operand, b: Operand, *, alpha: float = 1) -> Jet:
+    return add(a, b, alpha=-alpha)
+
+
+@rule("rsub", "__rsub__")
+def rsub(a: Operand, b: Operand, alpha: float = 1) -> Jet:
+    return sub(b, a, alpha=alpha)
+
+
+@rule("neg", "negative", "__neg__")
+def neg(a: Jet) -> Jet:
+    return a.map(torch.neg)
+
+
+@rule("addcmul")
+def addcmul(a: Operand, b: Operand, c: Operand, *, value: float = 1) -> Jet | Tensor:
+    product = b * c if not isinstance(b, Jet) and not isinstance(c, Jet) else mul(b, c)
+    return add(a, product, alpha=value)
+
+
+@rule("addcdiv")
+def addcdiv(a: Operand, b: Operand, c: Operand, *, value: float = 1) -> Jet:
+    quotient = b / c if not isinstance(b, Jet) and not isinstance(c, Jet) else div(b, c)
+    return add(a, quotient, alpha=value)
+
+
+@rule("lerp")
+def lerp(start: Operand, end: Operand, weight: Operand) -> Jet:
+    step = end - start if not isinstance(start, Jet) and not isinstance(end, Jet) else sub(end, start)
+    product = step * weight if not isinstance(step, Jet) and not isinstance(weight, Jet) else mul(step, weight)
+    return add(start, product) if isinstance(start, Jet) or isinstance(product, Jet) else start + product
+
+
+@rule("complex")
+def make_complex(real: Operand, imag: Operand) -> Jet:
+    imag = mul(imag, 1j) if isinstance(imag, Jet) else 1j * imag
+    return add(real, imag)
+
+
+@rule("polar")
+def polar(radius: Operand, angle: Operand) -> Jet:
+    from .pointwise import cos, sin
+
+    turn = make_complex(cos(angle), sin(angle)) if isinstance(angle, Jet) else torch.exp(1j * angle)
+    return mul(radius, turn)
