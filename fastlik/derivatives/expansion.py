@@ -1,80 +1,72 @@
-"""Directional derivatives of a network, of first and second order, that can be trained through.
+"""First and second directional derivatives of a network, and gradients of the first, by one evaluation.
 
-The one place where the objectives differentiate: everything above it is arithmetic on its results.
+The one place where the objectives differentiate: jets, and a reverse pass over them for gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .taylor import jet, jvp
 
 Field = Callable[[Tensor], Tensor]
 
 
 class Expansion(NamedTuple):
     """``value`` f(x) (B, *event); the others are stacked along a new first dimension: ``first[k]`` Df[v_k],
-    ``second[p]`` D^2 f[v_i, v_j] of the p-th pair, ``gradient[k]`` of <c_k, Df[v_k]> in x, or one of their
-    sum."""
+    ``second[k]`` D^2 f[v_k, v_k] or D^2 f[u, v_k], ``gradient[k]`` of <c_k, Df[v_k]> in x, or one of their
+    sum; None where not asked for."""
 
     value: Tensor
     first: Tensor
-    second: Tensor
-    gradient: Tensor
+    second: Tensor | None = None
+    gradient: Tensor | None = None
 
 
 def expand(
     f: Field,
     x: Tensor,
     directions: Tensor,
-    pairs: Sequence[tuple[int, int]] = (),
+    *,
+    second: bool = False,
+    mixing: Tensor | None = None,
     cotangents: Tensor | None = None,
     joint: bool = False,
+    backend: str = "auto",
 ) -> Expansion:
-    """Derivatives of f at x (B, *event) along ``directions`` (K, B, *event), rows independent.
+    """Derivatives of f at x (B, *event) along ``directions`` v (K, B, *event), rows independent.
+
+    Costs 1 + K forward passes, 1 + 2 K with ``second``, 1 + 3 K with ``mixing``; each gradient as much again.
 
     Args:
-        pairs: which mixed second derivatives are wanted, as indices into the directions.
-        cotangents: c (K, B, *event) of the gradients wanted, by reverse mode over the first derivatives.
+        second: the second derivatives along each direction.
+        mixing: u (B, *event), for the mixed second derivatives along u and each direction.
+        cotangents: c (K, B, *event) of the gradients wanted.
         joint: one gradient of the sum over k, instead of K gradients.
+        backend: "jets", "torch" (plain autograd) or "auto".
     """
-    if pairs or cotangents is not None:
-        x = x.detach().requires_grad_()
-    value, first = _first(f, x, directions)
-    second = [_along(first[j], x, directions[i]) for i, j in pairs]
-    gradient: list[Tensor] = []
     if cotangents is not None:
-        products = cotangents * first
-        scalars = [products.sum()] if joint else [product.sum() for product in products]
-        gradient = [_gradient(scalar, x) for scalar in scalars]
-    return Expansion(value, first, _stack(second, x), _stack(gradient, x))
-
-
-def _first(f: Field, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    if len(directions) == 1:
-        value, first = torch.func.jvp(f, (x,), (directions[0],))
-        return value, first[None]
-
-    def along(v: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.func.jvp(f, (x,), (v,))
-
-    # dropout: one mask for the value and all its derivatives
-    return torch.func.vmap(along, out_dims=(None, 0), randomness="same")(directions)
+        x = x.detach().requires_grad_()
+    if mixing is not None:
+        us = mixing.expand_as(directions)
+        value, _, first, curvature = jet(f, x, (us, directions), backend=backend)
+    elif second:
+        value, first, curvature = jet(f, x, directions, 2, backend=backend)
+    else:
+        (value, first), curvature = jvp(f, x, directions, backend=backend), None
+    if cotangents is None:
+        return Expansion(value, first, curvature)
+    products = cotangents * first
+    scalars = [products.sum()] if joint else [product.sum() for product in products]
+    gradients = [_gradient(scalar, x) for scalar in scalars]
+    return Expansion(value, first, curvature, torch.stack(gradients))
 
 
 def _gradient(scalar: Tensor, x: Tensor) -> Tensor:
+    if not scalar.requires_grad:  # linear in x
+        return torch.zeros_like(x)
     return torch.autograd.grad(scalar, x, create_graph=True, materialize_grads=True)[0]
-
-
-def _along(y: Tensor, x: Tensor, direction: Tensor) -> Tensor:
-    """The derivative of y along ``direction`` by two reverse passes, linear in a dummy cotangent: forward
-    mode over forward mode has no rule for common layers (torch 2.13: the derivative of SiLU)."""
-    dummy = torch.zeros_like(y, requires_grad=True)
-    product = torch.autograd.grad(y, x, dummy, create_graph=True, materialize_grads=True)[0]
-    return torch.autograd.grad(product, dummy, direction, create_graph=True, materialize_grads=True)[0]
-
-
-def _stack(tensors: list[Tensor], like: Tensor) -> Tensor:
-    return torch.stack(tensors) if tensors else like.new_empty(0, *like.shape)

@@ -21,7 +21,7 @@ from .. import checks
 from ..derivatives.divergence import METHODS, choose_method
 from ..derivatives.probes import PROBES
 from ..derivatives.probes import probe as draw_probe
-from ..derivatives.products import jvp
+from ..derivatives.taylor import jvp
 from ..model import ScoreModel, check_model, evaluating, per_row
 from ..solvers.clock import Clock
 from ..solvers.odeint import odeint

@@ -113,6 +113,7 @@ def high_order_errors(
     forms: Forms,
     probes: Tensor | None = None,
     mixing: Tensor | None = None,
+    backend: str = "auto",
     **condition: object,
 ) -> Errors:
     """The errors of each order at x_t = alpha(t) x_0 + sigma(t) eps, each (B,).
@@ -124,27 +125,31 @@ def high_order_errors(
         forms: from :func:`choose_forms`.
         probes: v (K, B, *event), for the forms that take some; for third order "mixed" also
             ``mixing``, u (B, *event).
+        backend: of the derivatives, "jets", "torch" (plain autograd, the reference) or "auto".
     """
     residual = NoiseResidual(model, x0, t, noise, condition)
     if not forms.second:
         return Errors(_mean_square(residual.value(residual.network(residual.x))))
-    basis = _basis(x0) if forms.exact else x0.new_empty(0, *x0.shape)
-    sampled = probes if forms.sampled else x0.new_empty(0, *x0.shape)
-    parts = [basis, sampled] + ([mixing[None]] if forms.third in ("mixed", "mixed-pair") else [])
-    directions = torch.cat(parts)
-    d, k = len(basis), len(sampled)
-    wanted = _third_derivatives(forms, residual, directions, d, k)
-    x_directions = residual.sigma * directions
-    expansion = expand(residual.network, residual.x, x_directions, **wanted)
+    none = x0.new_empty(0, *x0.shape)
+    basis = _basis(x0) if forms.exact else none
+    sampled = probes if forms.sampled else none
+    directions = torch.cat((basis, sampled))
+    d, size = len(basis), x0[:1].numel()
+    expansion = expand(
+        residual.network,
+        residual.x,
+        residual.sigma * directions,
+        backend=backend,
+        **_third_derivatives(forms, residual, directions, d, mixing),
+    )
     r = residual.value(expansion.value).flatten(1)
     m = residual.first(expansion.first, directions).flatten(2)
-    along = Products(r.detach(), directions[d : d + k].flatten(2), m[d : d + k])
     whole = Products(r.detach(), basis.flatten(2), m[:d])
-    size = r.shape[1]
+    along = Products(r.detach(), sampled.flatten(2), m[d:])
     second = sum(_SECOND[name](whole, along) for name in forms.second) / size**2
     third = None
     if forms.third is not None:
-        third = _third(forms.third, residual, expansion, whole, along, directions) / size**3
+        third = _third(forms.third, residual, expansion, whole, along, mixing) / size**3
     return Errors(_mean_square(r), second, third)
 
 
@@ -158,12 +163,12 @@ class Products(NamedTuple):
     @property
     def vr(self) -> Tensor:
         """v'r (K, B, 1)."""
-        return (self.v * self.r).sum(-1, keepdim=True)
+        return _inner(self.v, self.r)
 
     @property
     def vmv(self) -> Tensor:
         """v'M v (K, B, 1)."""
-        return (self.v * self.mv).sum(-1, keepdim=True)
+        return _inner(self.v, self.mv)
 
     def gaps(self) -> Tensor:
         """M v - (v'r) r, (K, B, d)."""
@@ -176,8 +181,7 @@ class Products(NamedTuple):
     def third_targets(self) -> Tensor:
         """What the gradient of v'M v is compared with, (K, B, d), a constant."""
         mv, vr = self.mv.detach(), self.vr
-        vmv = (self.v * mv).sum(-1, keepdim=True)
-        return vmv * self.r + 2 * vr * mv - vr**2 * self.r
+        return _inner(self.v, mv) * self.r + 2 * vr * mv - vr**2 * self.r
 
 
 _SECOND: dict[str, Callable[[Products, Products], Tensor]] = {
@@ -190,21 +194,20 @@ _SECOND: dict[str, Callable[[Products, Products], Tensor]] = {
 
 
 def _third_derivatives(
-    forms: Forms, residual: NoiseResidual, directions: Tensor, d: int, k: int
+    forms: Forms, residual: NoiseResidual, directions: Tensor, d: int, mixing: Tensor | None
 ) -> dict[str, object]:
     """The arguments of ``expand`` for the third order."""
-    if forms.third is None:
+    form = forms.third
+    if form is None:
         return {}
-    if forms.third == "full":
-        cotangents = residual.gain * torch.cat((directions[:d], torch.zeros_like(directions[d:])))
-        return {"cotangents": cotangents, "joint": True}
-    if forms.third.startswith("gradient"):
-        # the basis, where second order takes it, comes first and has no part in this
-        cotangents = residual.gain * directions
-        return {"cotangents": cotangents}
-    if forms.third.startswith("laplacian"):
-        return {"pairs": [(i, i) for i in range(d, d + k)]}
-    return {"pairs": [(d + k, i) for i in range(d, d + k)]}
+    if form.startswith("mixed"):
+        return {"mixing": residual.sigma * mixing}
+    if form.startswith("laplacian") or (form == "full" and d == 1):
+        return {"second": True}  # in one dimension the gradient of the trace is the second derivative
+    cotangents = residual.gain * directions
+    if form == "full":
+        cotangents[d:] = 0
+    return {"cotangents": cotangents, "joint": form == "full"}
 
 
 def _third(
@@ -213,22 +216,26 @@ def _third(
     expansion: Expansion,
     whole: Products,
     along: Products,
-    directions: Tensor,
+    mixing: Tensor | None,
 ) -> Tensor:
     """(B,) squared residuals of third order."""
-    if form == "full":
-        gradient = residual.gradient(expansion.gradient).flatten(2).sum(0)
-        return (gradient - whole.third_targets().sum(0)).square().sum(-1)
-    d, k = len(whole.v), len(along.v)
-    if form.startswith("gradient"):
-        gaps = residual.gradient(expansion.gradient[d:]).flatten(2) - along.third_targets()
-    elif form.startswith("laplacian"):
-        gaps = residual.second(expansion.second).flatten(2) - along.third_targets()
+    d = len(whole.v)
+    if expansion.second is None:
+        derivatives = residual.gradient(expansion.gradient).flatten(2)
     else:
-        u = directions[d + k].flatten(1)
-        second = residual.second(expansion.second).flatten(2)
-        gaps = (along.v * second).sum(-1, keepdim=True) - (u * along.third_targets()).sum(-1, keepdim=True)
+        derivatives = residual.second(expansion.second).flatten(2)
+    if form == "full":
+        gap = derivatives[0] - whole.third_targets().sum(0)
+        return gap.square().sum(-1)
+    if form.startswith("mixed"):
+        gaps = _inner(along.v, derivatives[d:]) - _inner(mixing.flatten(1), along.third_targets())
+    else:
+        gaps = derivatives[d:] - along.third_targets()
     return _paired(gaps) if form.endswith("-pair") else _squared(gaps)
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(-1, keepdim=True)
 
 
 def _squared(gaps: Tensor) -> Tensor:

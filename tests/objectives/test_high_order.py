@@ -107,23 +107,27 @@ def assert_same_with_gradients(model, mine, expected):
             torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("backend", ["jets", "torch"])
 @pytest.mark.parametrize("form", SECOND)
-def test_second_order_is_its_definition(form, batch):
+def test_second_order_is_its_definition(form, backend, batch):
     x0, noise, probes, u = batch
     model, t = smooth_model(VP()), torch.linspace(0.05, 0.9, 5, dtype=torch.float64)
     forms = choose_forms(2, form, "auto", 3, 2)
-    mine = high_order_errors(model, x0, t, noise, forms=forms, probes=probes)
+    mine = high_order_errors(model, x0, t, noise, forms=forms, probes=probes, backend=backend)
     expected, _ = definition(model, x0, t, noise, forms, probes, u)
     assert_same_with_gradients(model, mine.second, expected)
     assert mine.third is None
 
 
+@pytest.mark.parametrize("backend", ["jets", "torch"])
 @pytest.mark.parametrize("form", THIRD)
-def test_third_order_is_its_definition(form, batch):
+def test_third_order_is_its_definition(form, backend, batch):
     x0, noise, probes, u = batch
     model, t = smooth_model(VP()), torch.linspace(0.05, 0.9, 5, dtype=torch.float64)
     forms = choose_forms(3, "full", form, 3, 2)
-    mine = high_order_errors(model, x0, t, noise, forms=forms, probes=probes, mixing=u)
+    mine = high_order_errors(
+        model, x0, t, noise, forms=forms, probes=probes, mixing=u, backend=backend
+    )
     second, third = definition(model, x0, t, noise, forms, probes, u)
     assert_same_with_gradients(model, mine.second, second)
     assert_same_with_gradients(model, mine.third, third)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from . import rules
 from .fallback import NoDerivative, fallback
-from .jet import Jet, first_jet
+from .jet import Jet
 from .registry import CONSTANT, RULES, VIEWS
 
 Function = Callable[..., object]
