@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def jvp(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,7 +27,7 @@ def jvp(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> tuple[Tensor, Te
     if v.shape != x.shape:
         check_stack(x, v)
     keep = torch.is_grad_enabled()
-    with _grad_mode():
+    with _grad_mode(), sdpa_kernel(SDPBackend.MATH):  # the only one with a second derivative
         x = _leaf(x, keep)
         value = f(x)
         product = torch.stack([_forward(value, x, w) for w in v.reshape(-1, *x.shape)])
@@ -49,7 +50,7 @@ def mixed_derivatives(f: Callable[[Tensor], Tensor], x: Tensor, directions: Sequ
 
 def _surfaces(f: Callable, x: Tensor, directions: Sequence[Tensor], names: list[tuple]) -> tuple[Tensor, ...]:
     keep = torch.is_grad_enabled()
-    with _grad_mode():
+    with _grad_mode(), sdpa_kernel(SDPBackend.MATH):  # the only one with a second derivative
         x = _leaf(x, keep)
         rows = [_surface(f, x, vectors, names) for vectors in zip(*directions, strict=True)]
     results = (rows[0][0], *[torch.stack(each) for each in list(zip(*rows, strict=True))[1:]])

@@ -29,9 +29,6 @@ from .network import default_network, score_model
 from .random import seed_generator, stream_seed
 from .trainer import Trainer
 
-PARTS = {1: 1, 2: 1, 3: 2}
-"""Parts of the batch by order, for parts="auto"."""
-
 
 @dataclass(frozen=True)
 class Run:
@@ -112,9 +109,9 @@ def train(
             they were.
         device: by default cuda where it is available, else cpu.
         precision: "auto" is float32 (float64 for a float64 network); "bf16" autocasts the network.
-        compile: torch.compile of the network; "auto" only on cuda.
+        compile: torch.compile of the loss with its derivatives, whatever its order; "auto" only on cuda.
         parts: into which the batch is cut, their gradients added up: memory alone depends on it;
-            "auto" keeps that of third order below 3 times that of first order.
+            "auto" keeps that of third order on images below 3 times that of first order.
         checkpoint_every: steps between checkpoints.
         progress: whether to show a bar.
 
@@ -135,7 +132,7 @@ def train(
     if batch_size is None:
         batch_size = 512 if len(dataset.event) == 1 else 64
     if parts == "auto":
-        parts = PARTS[order] if order in PARTS else 1
+        parts = 4 if order == 3 and len(dataset.event) > 1 else 1
     options = Options(
         order=order, order_weights=tuple(order_weights), second=second, third=third, probes=probes,
         weighting=weighting, time_sampling=time_sampling, batch_size=batch_size, lr=lr, ema=ema,
@@ -160,7 +157,7 @@ def train(
     group = Group(place)
     try:
         folder, saved = _open(out, config, resume, group)
-        trainer = Trainer(model, dataset, options, group)
+        trainer = Trainer(model, dataset, options, group, compiled)
         dataset.to(place)
         start, window, history = 0, [], []
         if saved is not None:
@@ -173,8 +170,6 @@ def train(
             return Run(trainer.ema.model, history, None if out is None else Path(out))
         if folder is not None:
             folder.record(config)
-        if compiled:
-            model.net.compile()
         metrics = Metrics(folder and folder.metrics, batch_size, history, window)
         _steps(trainer, metrics, folder, start, steps, checkpoint_every, generators, progress)
     finally:

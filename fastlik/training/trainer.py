@@ -29,7 +29,9 @@ class Trainer:
     Raises ValueError where there is none.
     """
 
-    def __init__(self, model: ScoreModel, dataset: Dataset, options: Options, group: Group) -> None:
+    def __init__(
+        self, model: ScoreModel, dataset: Dataset, options: Options, group: Group, compile: bool = False
+    ) -> None:
         device = group.device
         self.model = model.to(device).train()
         if not any(p.requires_grad for p in self.model.parameters()):
@@ -44,7 +46,10 @@ class Trainer:
         self.group = group
         size = dataset.rows[0].numel()
         self.forms = choose_forms(options.order, options.second, options.third, size, options.probes)
-        self.objective = group.wrap(Objective(self.model, self.forms))
+        objective = Objective(self.model, self.forms)
+        if compile:
+            objective.compile()
+        self.objective = group.wrap(objective)
         self.order_weights = torch.tensor((1.0, *options.order_weights)[: options.order], device=device)
         self.ema = EMA(self.model, options.ema)
         self.optimiser = torch.optim.Adam(self.parameters, lr=options.lr, fused=True)

@@ -20,8 +20,9 @@ has one rule an operation, ``eager`` and ``traced`` let a jet pass through Pytho
 graph, ``fallback`` differentiates what has no rule, ``push`` is the entry.
 """
 
+from .capture import Captured, capture
 from .fallback import NoDerivative
 from .jet import Jet
 from .layout import ALONG, COLLAPSED, MIXED, Layout
 
-__all__ = ["ALONG", "COLLAPSED", "MIXED", "Jet", "Layout", "NoDerivative"]
+__all__ = ["ALONG", "COLLAPSED", "MIXED", "Captured", "Jet", "Layout", "NoDerivative", "capture"]

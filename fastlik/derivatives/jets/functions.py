@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from . import rules
 from .fallback import NoDerivative, fallback
-from .jet import Jet
+from .jet import Jet, primals
 from .registry import CONSTANT, RULES, VIEWS
 
 Function = Callable[..., object]
@@ -42,10 +42,6 @@ def _dropout(input: Jet, p: float = 0.5, training: bool = True, inplace: bool = 
 
 def _norm(input: Jet, p: object = "fro", dim: object = None, keepdim: bool = False, dtype: object = None) -> Jet:
     return rules.reduction.norm(input, p, dim, keepdim, dtype=dtype)
-
-
-def _max_pool(name: str) -> Function:
-    return RULES[name]
 
 
 _ADAPTERS: dict[object, Function] = {
@@ -138,7 +134,7 @@ def apply(name: str, func: Function, args: tuple, kwargs: dict) -> object:
     if name == "data":
         return args[0].primal.detach()
     if name in CONSTANT:
-        args, kwargs = _primals(args), _primals(kwargs)
+        args, kwargs = primals(args), primals(kwargs)
         return func(*args, **kwargs)
     rule = RULES.get(name)
     if rule is not None:
@@ -152,12 +148,6 @@ def apply(name: str, func: Function, args: tuple, kwargs: dict) -> object:
     if isinstance(func, types.FunctionType):
         raise NoDerivative(f"Tensor.{name} has no meaning for jets")
     return fallback(name, func, args, kwargs)
-
-
-def _primals(values: object) -> object:
-    from .jet import transform
-
-    return transform(values, lambda jet: jet.primal)
 
 
 def _expanded(target: Jet, source: object, non_blocking: bool = False) -> object:
@@ -205,7 +195,7 @@ def _assign(target: object, index: object, value: object) -> None:
     """target[index] = value."""
     if not isinstance(target, Jet):
         _write(target, value)
-    index = _primals(index if isinstance(index, tuple) else (index,))
+    index = primals(index if isinstance(index, tuple) else (index,))
     parts = list(target.parts)
     given = value.parts if isinstance(value, Jet) else (None,) * len(parts)
     for c, new in enumerate(given):

@@ -113,10 +113,16 @@ def transform(values: object, function: Callable[[Jet], object]) -> object:
     if isinstance(values, Jet):
         return function(values)
     if isinstance(values, (list, tuple)):
-        return type(values)([transform(value, function) for value in values])
-    if isinstance(values, dict):
+        results = [transform(value, function) for value in values]
+        return type(values)(*results) if hasattr(values, "_fields") else type(values)(results)
+    if type(values) is dict:
         return {name: transform(value, function) for name, value in values.items()}
     return values
+
+
+def primals(values: object) -> object:
+    """A nest of lists, tuples and dicts with every jet replaced by its primal."""
+    return transform(values, lambda jet: jet.primal)
 
 
 def first_jet(values: object) -> Jet | None:

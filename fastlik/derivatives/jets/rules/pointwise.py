@@ -161,13 +161,6 @@ def hardswish(a: Jet, inplace: bool = False) -> Jet:
     return mul(a, hardsigmoid(a))
 
 
-def _piecewise(value: Tensor, slope: Tensor) -> Derivatives:
-    yield value
-    yield slope
-    while True:
-        yield torch.zeros_like(slope)
-
-
 @rule("relu")
 def relu(a: Jet, inplace: bool = False) -> Jet:
     return _by_slope(a, F.relu(a.primal), (a.primal > 0).to(a.primal.dtype))
@@ -179,16 +172,22 @@ def _by_slope(a: Jet, value: Tensor, slope: Tensor) -> Jet:
     return a.replace(value, parts)
 
 
+def _sided(x: Tensor, negative: float | Tensor) -> Tensor:
+    """1 where x > 0, else ``negative``, in x's precision."""
+    positive = (x > 0).to(x.dtype)
+    return positive + (1 - positive) * negative
+
+
 @rule("leaky_relu")
 def leaky_relu(a: Jet, negative_slope: float = 0.01, inplace: bool = False) -> Jet:
-    slope = torch.where(a.primal > 0, 1.0, negative_slope).to(a.primal.dtype)
+    slope = _sided(a.primal, negative_slope)
     return _by_slope(a, F.leaky_relu(a.primal, negative_slope), slope)
 
 
 @rule("prelu")
 def prelu(a: Jet, weight: Tensor) -> Jet:
     channel = (-1, *[1] * (a.ndim - 2)) if a.ndim > 1 else (-1,)
-    slope = torch.where(a.primal > 0, 1.0, weight.reshape(channel)).to(a.primal.dtype)
+    slope = _sided(a.primal, weight.reshape(channel))
     return _by_slope(a, F.prelu(a.primal, weight), slope)
 
 

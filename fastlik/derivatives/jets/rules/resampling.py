@@ -22,7 +22,7 @@ def _over_batch(function: Callable, ndim: int) -> Callable[..., Jet]:
 
 for _spatial in (1, 2, 3):
     for _name in (f"avg_pool{_spatial}d", f"adaptive_avg_pool{_spatial}d"):
-        rule(_name)(_over_batch(getattr(torch.ops.aten, _name), _spatial + 2))
+        rule(_name)(_over_batch(getattr(F, _name), _spatial + 2))
 for _name, _spatial in {
     "upsample_nearest1d": 1,
     "upsample_nearest2d": 2,
@@ -104,3 +104,13 @@ def _max_pool(function: Callable, spatial: int) -> Callable[..., Jet]:
 for _spatial in (1, 2, 3):
     for _name in (f"max_pool{_spatial}d", f"adaptive_max_pool{_spatial}d"):
         rule(_name)(_max_pool(getattr(F, _name), _spatial))
+
+
+def _each(function: Callable) -> Callable[..., Jet]:
+    return lambda a, *args, **options: a.map_each(lambda part: function(part, *args, **options))
+
+
+for _name in "fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn fftshift ifftshift".split():
+    rule(f"fft_{_name}")(_each(getattr(torch.fft, _name)))
+for _name in ("diag_embed", "diff", "rot90", "fliplr", "flipud"):
+    rule(_name)(_each(getattr(torch, _name)))

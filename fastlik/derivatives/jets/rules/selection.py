@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,13 @@ from ..registry import rule
 from .arithmetic import Operand, layout_of, primal_of
 from .reduction import _over
 from .shape import Dims, from_end
+
+
+class Picked(NamedTuple):
+    """Values with the places that they come from."""
+
+    values: Jet
+    indices: Tensor
 
 
 @rule("__getitem__", view=True)
@@ -124,46 +133,46 @@ def _extreme(a: Jet, dim: Dims, keepdim: bool, function: object) -> Jet:
 
 
 @rule("max")
-def max_(a: Jet, dim: object = None, keepdim: bool = False) -> Jet | tuple[Jet, Tensor]:
+def max_(a: Jet, dim: object = None, keepdim: bool = False) -> Jet | Picked:
     if isinstance(dim, (Jet, Tensor)):
         return maximum(a, dim)
     return amax(a) if dim is None else _picked(a, torch.max(a.primal, dim, keepdim=True), dim, keepdim)
 
 
 @rule("min")
-def min_(a: Jet, dim: object = None, keepdim: bool = False) -> Jet | tuple[Jet, Tensor]:
+def min_(a: Jet, dim: object = None, keepdim: bool = False) -> Jet | Picked:
     if isinstance(dim, (Jet, Tensor)):
         return minimum(a, dim)
     return amin(a) if dim is None else _picked(a, torch.min(a.primal, dim, keepdim=True), dim, keepdim)
 
 
 @rule("median", "nanmedian")
-def median(a: Jet, dim: int | None = None, keepdim: bool = False) -> tuple[Jet, Tensor]:
+def median(a: Jet, dim: int | None = None, keepdim: bool = False) -> Picked:
     if dim is None:
         raise NotImplementedError("a median over all dimensions")
     return _picked(a, torch.median(a.primal, dim, keepdim=True), dim, keepdim)
 
 
-def _picked(a: Jet, result: tuple[Tensor, Tensor], dim: int, keepdim: bool) -> tuple[Jet, Tensor]:
+def _picked(a: Jet, result: tuple[Tensor, Tensor], dim: int, keepdim: bool) -> Picked:
     index = result[1]
     value = gather(a, dim, index)
     if not keepdim:
         from .shape import squeeze
 
-        return squeeze(value, dim), index.squeeze(dim)
-    return value, index
+        return Picked(squeeze(value, dim), index.squeeze(dim))
+    return Picked(value, index)
 
 
 @rule("sort")
-def sort(a: Jet, dim: int = -1, descending: bool = False, stable: bool = False) -> tuple[Jet, Tensor]:
+def sort(a: Jet, dim: int = -1, descending: bool = False, stable: bool = False) -> Picked:
     index = torch.sort(a.primal, dim=dim, descending=descending, stable=stable)[1]
-    return gather(a, dim, index), index
+    return Picked(gather(a, dim, index), index)
 
 
 @rule("topk")
-def topk(a: Jet, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Jet, Tensor]:
+def topk(a: Jet, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Picked:
     index = torch.topk(a.primal, k, dim, largest, sorted)[1]
-    return gather(a, dim, index), index
+    return Picked(gather(a, dim, index), index)
 
 
 @rule("embedding")
