@@ -11,12 +11,13 @@ from .time_sampling import (
     stratified,
     weight_integral,
 )
-from .weighting import likelihood_weight, weight
+from .weighting import above_noise, likelihood_weight, order_weight, weight
 
 __all__ = [
     "Errors",
     "Forms",
     "NoiseResidual",
+    "above_noise",
     "choose_forms",
     "draw",
     "draw_probes",
@@ -28,6 +29,7 @@ __all__ = [
     "importance_normaliser",
     "likelihood_weight",
     "log_snr_range",
+    "order_weight",
     "sample_times",
     "stratified",
     "weight",

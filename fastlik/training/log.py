@@ -28,7 +28,7 @@ class Metrics:
     Args:
         path: of the JSONL file that records are appended to, or None.
         history: records of the part of the run that a checkpoint continues.
-        window: (loss, gradient norm, each order's loss) of the steps since the last of them.
+        window: (gradient norm, loss, each order's loss) of the steps since the last of them.
     """
 
     def __init__(
@@ -48,17 +48,16 @@ class Metrics:
         if path is not None:
             write_text(path, "".join(map(_line, self.history)))
 
-    def add(
-        self, step: int, lr: float, loss: Tensor, grad_norm: Tensor, losses: Tensor
-    ) -> dict | None:
-        """Take the values of a finished step; returns a record where one is due."""
-        self._pending.append(torch.stack((loss, grad_norm, *losses)).detach())
+    def add(self, step: int, lr: float, losses: Tensor, grad_norm: Tensor) -> dict | None:
+        """Take the values of a finished step, ``losses`` (1 + order,) the sum and each order's; returns a
+        record where one is due."""
+        self._pending.append(torch.cat((grad_norm.detach()[None], losses.detach())))
         self._timed_steps += 1
         if step % EVERY:
             return None
         self.settle(step)
         now = time.perf_counter()
-        loss, norm, *orders = (math.fsum(column) / len(column) for column in zip(*self.window, strict=True))
+        norm, loss, *orders = (math.fsum(column) / len(column) for column in zip(*self.window, strict=True))
         rate = self._timed_steps * self._batch_size / (now - self._start)
         record = {
             "step": step,
@@ -83,7 +82,7 @@ class Metrics:
         """
         values = torch.stack(self._pending).tolist() if self._pending else []
         first = step - len(values) + 1
-        for number, (loss, norm, *_) in enumerate(values, first):
+        for number, (norm, loss, *_) in enumerate(values, first):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
                 raise FloatingPointError(

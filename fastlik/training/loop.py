@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..checks import check_choice, check_count
 from ..model import ScoreModel
-from ..objectives.weighting import Weighting
+from ..objectives.weighting import OrderWeight, Weighting
 from ..progress import progress_bar
 from ..schedule import Schedule, named
 from .checkpoint import load
@@ -46,7 +46,7 @@ def train(
     schedule: str | Schedule = "vp",
     predicts: str = "noise",
     order: int = 1,
-    order_weights: tuple[float, float] = (0.5, 0.1),
+    order_weights: tuple[OrderWeight, OrderWeight] = (0.5, 0.1),
     second: str = "auto",
     third: str = "auto",
     probes: int = 1,
@@ -57,6 +57,7 @@ def train(
     lr: float = 2e-3,
     ema: float = 0.998,
     warmup: int = 200,
+    cooldown: float = 0.0,
     clip: float | None = 1.0,
     bins: int | None = None,
     data_range: tuple[float, float] | None = None,
@@ -85,7 +86,8 @@ def train(
         predicts: "noise", "score", "x0", "v", "velocity" or "edm".
         order: of score matching, 1, 2 or 3 (Lu et al. 2022): the higher ones also match the
             derivatives of the score, which the likelihood of the ODE depends on.
-        order_weights: factors of the second- and third-order losses in the sum.
+        order_weights: factors of the second- and third-order losses in the sum, numbers or functions
+            of t, such as :class:`fastlik.objectives.above_noise`.
         second, third: forms of these losses, see :mod:`fastlik.objectives.high_order`; "auto" takes
             all directions up to 3 dimensions, probes above.
         probes: random directions a row, for the forms that take them; with two or more, "auto" takes
@@ -96,6 +98,8 @@ def train(
         steps: updates in all; a finished run is continued by a higher number.
         batch_size: by default 512 for events (d,), 64 for all others.
         lr, warmup: Adam's learning rate after ``warmup`` steps of linear growth.
+        cooldown: part of the steps, at the end, over which the learning rate falls linearly to zero; second
+            and third order, whose gradients are noisier, gain by it.  It fixes the number of steps.
         ema: decay of the average of the weights.
         clip: limit of the gradient's norm, None for no limit.
         bins, data_range, dequantize: number of levels of discrete data, the range (low, high) that
@@ -136,9 +140,8 @@ def train(
     options = Options(
         order=order, order_weights=tuple(order_weights), second=second, third=third, probes=probes,
         weighting=weighting, time_sampling=time_sampling, batch_size=batch_size, lr=lr, ema=ema,
-        warmup=warmup, clip=clip, seed=seed, precision=precision, parts=parts,
+        warmup=warmup, cooldown=cooldown, steps=steps, clip=clip, seed=seed, precision=precision, parts=parts,
     )  # fmt: skip
-    check_count("steps", steps)
     check_count("checkpoint_every", checkpoint_every)
     check_choice("resume", resume, ("auto", False))
     check_choice("compile", compile, ("auto", True, False))
@@ -213,7 +216,7 @@ def _steps(
         for step in range(start, steps):
             losses, norm = trainer.step(step)
             done = step + 1
-            record = metrics.add(done, trainer.learning_rate(step), trainer.total(losses), norm, losses)
+            record = metrics.add(done, trainer.learning_rate(step), losses, norm)
             bar.update()
             if record is not None:
                 bar.set_postfix_str(f"loss {record['loss']:.4f}", refresh=False)
