@@ -6,6 +6,7 @@ batch and takes its rows of them, so that the run is that of one process up to r
 
 from __future__ import annotations
 
+import atexit
 import os
 from typing import Any
 
@@ -24,14 +25,14 @@ class Group:
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0")) if self.size > 1 else 0
         self.device = device
-        self._started = False
         if self.size > 1 and not distributed.is_available():
             raise RuntimeError("this PyTorch has no distributed support: run one process, without torchrun")
         if self.size > 1 and not distributed.is_initialized():
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-            self._started = True
+            # not when the run ends: a group that was left cannot be joined again
+            atexit.register(_leave)
 
     @property
     def main(self) -> bool:
@@ -70,10 +71,10 @@ class Group:
             raise value
         return value
 
-    def close(self) -> None:
-        """Leave the group, if it was joined here."""
-        if self._started:
-            distributed.destroy_process_group()
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def default_device() -> torch.device:

@@ -158,25 +158,22 @@ def train(
         checkpoint_every=checkpoint_every,
     )  # fmt: skip
     group = Group(place)
-    try:
-        folder, saved = _open(out, config, resume, group)
-        trainer = Trainer(model, dataset, options, group, compiled)
-        dataset.to(place)
-        start, window, history = 0, [], []
-        if saved is not None:
-            tensors, content = saved
-            trainer.load(tensors, out)
-            start, window, history = content["step"], content["window"], content["history"]
-        if start > steps:
-            raise ValueError(f"{out} holds a run of {start} steps, more than steps={steps}")
-        if start == steps:
-            return Run(trainer.ema.model, history, None if out is None else Path(out))
-        if folder is not None:
-            folder.record(config)
-        metrics = Metrics(folder and folder.metrics, batch_size, history, window)
-        _steps(trainer, metrics, folder, start, steps, checkpoint_every, generators, progress)
-    finally:
-        group.close()
+    folder, saved = _open(out, config, resume, group)
+    trainer = Trainer(model, dataset, options, group, compiled)
+    dataset.to(place)
+    start, window, history = 0, [], []
+    if saved is not None:
+        tensors, content = saved
+        trainer.load(tensors, out)
+        start, window, history = content["step"], content["window"], content["history"]
+    if start > steps:
+        raise ValueError(f"{out} holds a run of {start} steps, more than steps={steps}")
+    if start == steps:
+        return Run(trainer.ema.model, history, None if out is None else Path(out))
+    if folder is not None:
+        folder.record(config)
+    metrics = Metrics(folder and folder.metrics, batch_size, history, window)
+    _steps(trainer, metrics, folder, start, steps, checkpoint_every, generators, progress)
     return Run(trainer.ema.model, metrics.history, None if out is None else Path(out))
 
 

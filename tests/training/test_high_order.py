@@ -233,7 +233,7 @@ def test_two_processes_train_the_model_of_one(tmp_path):
         [sys.executable, script, str(tmp_path / "one")],
     ):
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
         assert done.returncode == 0, done.stderr
     for order in ("1", "3"):
         one, two = load(tmp_path / "one" / order), load(tmp_path / "two" / order)
