@@ -21,7 +21,7 @@ graph, ``fallback`` differentiates what has no rule, ``push`` is the entry.
 """
 
 from .capture import Captured, capture
-from .fallback import NoDerivative
+from .errors import NoDerivative
 from .jet import Jet
 from .layout import ALONG, COLLAPSED, MIXED, Layout
 

@@ -21,7 +21,8 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from .eager import JetTensor, unwrap, wrap
-from .fallback import NoDerivative, fallback
+from .errors import NoDerivative
+from .fallback import fallback
 from .jet import Jet, primals
 from .registry import CONSTANT, RULES
 

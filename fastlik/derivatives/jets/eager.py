@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from . import traced as _traced  # noqa: F401  (gives Jet a tensor's methods)
-from .fallback import NoDerivative, fallback
+from .errors import NoDerivative
+from .fallback import fallback
 from .functions import body_of, call, name_of
 from .jet import Jet, transform
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .errors import NoDerivative
 from .jet import Jet, first_jet, transform
 from .layout import Layout
 
@@ -27,10 +28,6 @@ class _Surface(NamedTuple):
 
     results: list[tuple[object, list[Tensor] | None]]
     several: bool
-
-
-class NoDerivative(NotImplementedError):
-    """An operation that jets cannot go through; plain autograd may."""
 
 
 def fallback(name: str, function: Callable[..., object], args: tuple, options: dict) -> object:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import rules
-from .fallback import NoDerivative, fallback
+from .errors import NoDerivative
+from .fallback import fallback
 from .jet import Jet, primals
 from .registry import CONSTANT, RULES, VIEWS
 

@@ -11,7 +11,7 @@ from .layout import Layout
 
 # below this many numbers a linear operation on a primal and its tangents is one call on a stack: the copy
 # costs less than a second call
-_STACK_UP_TO = 1 << 16
+_STACK_UP_TO = 1 << 14
 
 
 class Jet:
@@ -75,17 +75,27 @@ class Jet:
         ]
         return Jet(self.layout, function(self.primal), tuple(parts))
 
-    def linear(self, function: Callable[[Tensor], Tensor], bias: Tensor | None = None) -> Jet:
-        """A costly linear function, as ``map``, and a bias (broadcasting with its result's event)."""
-        if self.stacked is not None or self._is_small():
-            result = self.unstack(function(self.stack()))
-        else:
-            result = self.map(function)
-        return result if bias is None else result.shift(bias)
+    def linear(
+        self,
+        function: Callable[[Tensor], Tensor],
+        bias: Tensor | None = None,
+        primal: Callable[[Tensor], Tensor] | None = None,
+    ) -> Jet:
+        """A costly linear function, as ``map``, and a bias (broadcasting with its result's event).
 
-    def shift(self, bias: Tensor) -> Jet:
+        ``primal``: the function with its bias, of a (1, *shape), where that is one operation.
+        """
+        if self.stacked is None and not self._is_small():
+            parts = [None if part is None else function(part) for part in self.parts]
+            value = (function if bias is None or primal is None else primal)(self.primal[None])[0]
+            value = value if bias is None or primal is not None else value + bias
+            return Jet(self.layout, value, tuple(parts))
+        result = self.unstack(function(self.stack()))
+        return result if bias is None else result._shift(bias)
+
+    def _shift(self, bias: Tensor) -> Jet:
         """A constant added to the primal of a jet just made, which nothing else holds."""
-        if self.stacked is not None and nothing_recorded():
+        if nothing_recorded():
             self.primal.add_(bias)
             return self
         return Jet(self.layout, self.primal + bias, self.parts)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from .oracle import check
 
+
 def tensor(*shape, seed=0):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 

@@ -196,6 +196,10 @@ def neg(a: Jet) -> Jet:
 
 @rule("addcmul")
 def addcmul(a: Operand, b: Operand, c: Operand, *, value: float = 1) -> Jet | Tensor:
+    if isinstance(b, Jet) and isinstance(a, Tensor) and isinstance(c, Tensor):  # FiLM
+        primal = torch.addcmul(a, b.primal, c, value=value)
+        parts = mul(b, c if value == 1 else c * value).parts
+        return b.replace(primal, [_spread(part, a, primal) for part in parts])
     product = b * c if not isinstance(b, Jet) and not isinstance(c, Jet) else mul(b, c)
     return add(a, product, alpha=value)
 

@@ -21,7 +21,7 @@ def linear(a: Operand, weight: Operand, bias: Operand | None = None) -> Jet:
         transposed = transpose(weight, -2, -1) if isinstance(weight, Jet) else weight.mT
         product = matmul(a, transposed)
         return product if bias is None else add(product, bias)
-    return a.linear(lambda part: F.linear(part, weight), bias)
+    return a.linear(lambda part: F.linear(part, weight), bias, lambda part: F.linear(part, weight, bias))
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:

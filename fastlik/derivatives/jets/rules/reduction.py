@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..errors import NoDerivative
 from ..jet import Jet
 from ..registry import rule
 from .arithmetic import add, div, mul, square, sub
@@ -94,7 +95,7 @@ def norm(
     if ord in (None, "fro"):
         ord = 2
     if not isinstance(ord, (int, float)) or ord in (0, float("inf"), float("-inf")):
-        raise NotImplementedError(f"the norm of order {ord}")
+        raise NoDerivative(f"the norm of order {ord}")
     a = a if dtype is None else a.map(lambda part: part.to(dtype))
     size = absolute(a) if a.primal.is_complex() or ord != 2 else a
     total = sum_(power(size, ord), dim, keepdim)

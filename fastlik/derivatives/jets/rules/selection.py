@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import NoDerivative
 from ..jet import Jet, lift
 from ..registry import rule
 from .arithmetic import Operand, layout_of, primal_of
@@ -149,7 +150,7 @@ def min_(a: Jet, dim: object = None, keepdim: bool = False) -> Jet | Picked:
 @rule("median", "nanmedian")
 def median(a: Jet, dim: int | None = None, keepdim: bool = False) -> Picked:
     if dim is None:
-        raise NotImplementedError("a median over all dimensions")
+        raise NoDerivative("a median over all dimensions")
     return _picked(a, torch.median(a.primal, dim, keepdim=True), dim, keepdim)
 
 
@@ -178,5 +179,5 @@ def topk(a: Jet, k: int, dim: int = -1, largest: bool = True, sorted: bool = Tru
 @rule("embedding")
 def embedding(weight: Operand, indices: Operand, *args: object, **options: object) -> Jet:
     if not isinstance(weight, Jet):
-        raise NotImplementedError("an embedding of numbers that depend on x")
+        raise NoDerivative("an embedding of numbers that depend on x")
     return weight.map_each(lambda part: torch.embedding(part, indices, *args, **options))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..errors import NoDerivative
 from ..jet import Jet, lift
 from ..registry import rule
 from .arithmetic import layout_of, primal_of
@@ -42,7 +43,7 @@ def map_many(a: Jet, function: Callable[[Tensor], Sequence[Tensor]]) -> tuple[Je
 @rule("view", "reshape", "_unsafe_view", view=True)
 def reshape(a: Jet, *sizes: object, shape: object = None) -> Jet:
     if len(sizes) == 1 and isinstance(sizes[0], torch.dtype):
-        raise NotImplementedError("a view in another dtype")
+        raise NoDerivative("a view in another dtype")
     shape = tuple(shape) if shape is not None else _flat(sizes)
     # a -1 is filled in here: an empty stack would leave it undetermined
     shape = a.primal.reshape(shape).shape if -1 in shape else shape
