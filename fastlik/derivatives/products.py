@@ -30,8 +30,10 @@ def jvp(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> tuple[Tensor, Te
     with _grad_mode(), sdpa_kernel(SDPBackend.MATH):  # the only one with a second derivative
         x = _leaf(x, keep)
         value = f(x)
-        product = torch.stack([_forward(value, x, w) for w in v.reshape(-1, *x.shape)])
-        product = product.reshape(*v.shape[: v.dim() - x.dim()], *value.shape)
+        if v.shape == x.shape:
+            product = _forward(value, x, v)
+        else:
+            product = torch.stack([_forward(value, x, w) for w in v])
     return (value, product) if keep else (value.detach(), product.detach())
 
 
@@ -90,7 +92,7 @@ def vjp(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> tuple[Tensor, Te
     with _grad_mode():
         x = _leaf(x, create_graph)
         value = f(x)
-        stack = v.reshape(-1, *x.shape)
+        stack = v[None] if v.shape == x.shape else v
         products = [
             torch.autograd.grad(
                 value,

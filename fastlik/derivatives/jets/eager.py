@@ -26,7 +26,7 @@ class JetTensor(Tensor):
     jet: Jet
 
     @staticmethod
-    def __new__(cls, jet: Jet) -> JetTensor:
+    def __new__(cls: type[JetTensor], jet: Jet) -> JetTensor:
         primal = jet.primal
         wrapper = Tensor._make_wrapper_subclass(
             cls, primal.shape, strides=primal.stride(), dtype=primal.dtype, device=primal.device
@@ -59,13 +59,13 @@ def wrap(values: object) -> object:
 
 def unwrap(values: object) -> object:
     """A nest of lists, tuples and dicts with every JetTensor replaced by its jet."""
-    if isinstance(values, JetTensor):
-        with torch._C.DisableTorchFunctionSubclass():
-            return values.jet
-    if type(values) in (list, tuple):
-        return type(values)([unwrap(value) for value in values])
-    if type(values) is dict:
-        return {name: unwrap(value) for name, value in values.items()}
+    kind = type(values)
+    if kind is JetTensor:
+        return values.jet
+    if kind is tuple or kind is list:
+        return kind([unwrap(value) for value in values])
+    if kind is dict:
+        return {name: unwrap(value) for name, value in values.items()} if values else {}
     return values
 
 

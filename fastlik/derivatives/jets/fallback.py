@@ -63,9 +63,19 @@ def _surface(
     steps = {d: torch.zeros((), dtype=torch.float64, requires_grad=True) for d in directions}
     moved_args, moved_options = transform((args, options), lambda jet: _moved(jet, steps, k))
     value = function(*moved_args, **moved_options)
-    results = value if isinstance(value, (tuple, list)) else (value,)
+    several = isinstance(value, (tuple, list))
+    results = value if several else (value,)
+    if not any(isinstance(result, Tensor) for result in results):
+        raise NoDerivative(f"{name} returns {type(value).__name__}, no tensor")
     derived = [(result, _derivatives(name, result, steps, layout)) for result in results]
-    return _Surface(derived, several=isinstance(value, (tuple, list)))
+    # of several results some may be piecewise constant, like the sign beside a log determinant
+    if all(derivatives is None for _, derivatives in derived) and any(map(_is_continuous, results)):
+        raise NoDerivative(f"{name} has neither a rule for jets nor a derivative for autograd")
+    return _Surface(derived, several)
+
+
+def _is_continuous(result: object) -> bool:
+    return isinstance(result, Tensor) and (result.is_floating_point() or result.is_complex())
 
 
 def _moved(jet: Jet, steps: dict[int, Tensor], k: int) -> Tensor:
@@ -86,25 +96,30 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _derivatives(name: str, value: object, steps: dict[int, Tensor], layout: Layout) -> list[Tensor] | None:
-    if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
+    """Of one result, a derivative for each component; None where it does not depend on the steps."""
+    if not _is_continuous(value):
         return None
     derivatives: dict[tuple, Tensor] = {}
     for component in layout.components:
-        below = derivatives.get(component[:-1], value)
-        derivatives[component] = _along(name, below, steps[component[-1]], first=len(component) == 1)
+        derivative = _along(name, derivatives.get(component[:-1], value), steps[component[-1]])
+        if derivative is None and len(component) == 1:
+            return None
+        # none of the second order: the operation is linear
+        derivatives[component] = torch.zeros_like(value) if derivative is None else derivative
     return list(derivatives.values())
 
 
-def _along(name: str, value: Tensor, step: Tensor, first: bool) -> Tensor:
+def _along(name: str, value: Tensor, step: Tensor) -> Tensor | None:
     """d value / d step, as the derivative of w' d value / d step with respect to w."""
+    if not value.requires_grad:
+        return None
     weights = torch.zeros_like(value, requires_grad=True)
-    slope = None
-    if value.requires_grad:
+    try:
         (slope,) = torch.autograd.grad(value, step, weights, create_graph=True, allow_unused=True)
+    except RuntimeError as reason:
+        raise NoDerivative(f"{name} has no rule for jets, and in autograd: {reason}") from reason
     if slope is None or not slope.requires_grad:
-        if first:
-            raise NoDerivative(f"{name} has neither a rule for jets nor a derivative for autograd")
-        return torch.zeros_like(value)  # of a linear operation
+        return None
     return torch.autograd.grad(slope, weights, create_graph=True)[0]
 
 

@@ -151,18 +151,15 @@ def apply(name: str, func: Function, args: tuple, kwargs: dict) -> object:
     return fallback(name, func, args, kwargs)
 
 
-def _expanded(target: Jet, source: object, non_blocking: bool = False) -> object:
-    if isinstance(source, Jet):
-        return rules.shape.expand(source, *target.shape)
-    return source.expand(target.shape)
+def _filled(target: Jet, value: object) -> object:
+    if isinstance(value, Jet):
+        return rules.shape.expand(value, *target.shape)
+    return torch.full_like(target.primal, value)
 
 
 _WRITES: dict[str, Function] = {
-    "copy": _expanded,
     "zero": lambda target: torch.zeros_like(target.primal),
-    "fill": lambda target, value: _expanded(target, value) if isinstance(value, Jet) else torch.full_like(
-        target.primal, value
-    ),
+    "fill": _filled,
     "requires_grad": lambda target, flag=True: target,
 }
 

@@ -137,25 +137,26 @@ def reciprocal(a: Jet) -> Jet:
 
 @rule("add", "__add__", "__radd__")
 def add(a: Operand, b: Operand, *, alpha: float = 1) -> Jet:
-    if isinstance(a, Jet) and isinstance(b, Jet):
-        if alpha == 1 and _stacked_alike(a, b):
-            return a.unstack(a.stacked + b.stacked)
-        ndim = rank(a, b)
-        parts = []
-        for mine, others in zip(a.parts, b.parts, strict=True):
-            if others is not None and alpha != 1:
-                others = alpha * others
-            if mine is not None and others is not None:
-                parts.append(lift(mine, ndim) + lift(others, ndim))
-            else:
-                parts.append(_spread(mine if others is None else others, a, b))
-        return a.replace(torch.add(a.primal, b.primal, alpha=alpha), parts)
-    if isinstance(b, Jet):
-        primal = a + b.primal if alpha == 1 else torch.add(torch.as_tensor(a), b.primal, alpha=alpha)
-        parts = b.parts if alpha == 1 else [None if part is None else alpha * part for part in b.parts]
-        return b.replace(primal, [_spread(part, a, b, primal.dtype) for part in parts])
-    primal = a.primal + b if alpha == 1 else torch.add(a.primal, b, alpha=alpha)
-    return a.replace(primal, [_spread(part, a, b, primal.dtype) for part in a.parts])
+    if not isinstance(b, Jet):
+        primal = a.primal + b if alpha == 1 else torch.add(a.primal, b, alpha=alpha)
+        return a.replace(primal, [spread(part, primal) for part in a.parts])
+    parts = b.parts if alpha == 1 else [None if part is None else alpha * part for part in b.parts]
+    if not isinstance(a, Jet):
+        primal = a + b.primal if alpha == 1 else a + alpha * b.primal
+        return b.replace(primal, [spread(part, primal) for part in parts])
+    if alpha == 1 and _stacked_alike(a, b):
+        return a.unstack(a.stacked + b.stacked)
+    primal = torch.add(a.primal, b.primal, alpha=alpha)
+    ndim = primal.dim()
+    return a.replace(
+        primal,
+        [
+            spread(theirs if mine is None else mine, primal)
+            if mine is None or theirs is None
+            else lift(mine, ndim) + lift(theirs, ndim)
+            for mine, theirs in zip(a.parts, parts, strict=True)
+        ],
+    )
 
 
 def _stacked_alike(a: Jet, b: Jet) -> bool:
@@ -167,16 +168,14 @@ def _live(a: Jet) -> list[bool]:
     return [part is not None for part in a.parts]
 
 
-def _spread(part: Tensor | None, a: object, b: object, dtype: torch.dtype | None = None) -> Tensor | None:
-    """A summand's derivative in the shape of the sum, which the other summand may have widened."""
+def spread(part: Tensor | None, total: Tensor) -> Tensor | None:
+    """A summand's derivative in the shape and dtype of the sum, which the other summand may have widened."""
     if part is None:
         return None
-    shapes = [v.shape for v in (primal_of(a), primal_of(b)) if isinstance(v, Tensor)]
-    shape = torch.broadcast_shapes(*shapes)
-    part = part if dtype is None else part.to(dtype)
-    if part.shape[1:] == shape:
+    part = part if part.dtype == total.dtype else part.to(total.dtype)
+    if part.shape[1:] == total.shape:
         return part
-    return lift(part, len(shape)).expand(part.shape[0], *shape)
+    return lift(part, total.dim()).expand(part.shape[0], *total.shape)
 
 
 @rule("sub", "subtract", "__sub__")
@@ -199,7 +198,7 @@ def addcmul(a: Operand, b: Operand, c: Operand, *, value: float = 1) -> Jet | Te
     if isinstance(b, Jet) and isinstance(a, Tensor) and isinstance(c, Tensor):  # FiLM
         primal = torch.addcmul(a, b.primal, c, value=value)
         parts = mul(b, c if value == 1 else c * value).parts
-        return b.replace(primal, [_spread(part, a, primal) for part in parts])
+        return b.replace(primal, [spread(part, primal) for part in parts])
     product = b * c if not isinstance(b, Jet) and not isinstance(c, Jet) else mul(b, c)
     return add(a, product, alpha=value)
 

@@ -46,7 +46,7 @@ def affine(a: Jet, weight: Tensor | None, bias: Tensor | None) -> Jet:
 
 def _expanded(x: Tensor, tangents: Tensor) -> Tensor:
     """x (*shape) once per tangent, as one batch."""
-    return x.expand_as(tangents).flatten(0, 1)
+    return x if len(tangents) == 1 else x.expand_as(tangents).flatten(0, 1)
 
 
 @rule("group_norm")
@@ -74,9 +74,9 @@ def _group_norm_fused(a: Jet, groups: int, eps: float) -> Jet:
     y, average, rstd = aten.native_group_norm(x, None, None, batch, channels, size, groups, eps)
     result, _, _ = aten.native_group_norm_backward(
         tangents.flatten(0, 1),
-        _expanded(x, tangents).contiguous(),
-        average.repeat(k, 1),
-        rstd.repeat(k, 1),
+        _expanded(x, tangents),
+        average if k == 1 else average.repeat(k, 1),
+        rstd if k == 1 else rstd.repeat(k, 1),
         None,
         k * batch,
         channels,

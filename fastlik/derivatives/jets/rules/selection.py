@@ -12,7 +12,7 @@ from ..jet import Jet, lift
 from ..registry import rule
 from .arithmetic import Operand, layout_of, primal_of
 from .reduction import _over
-from .shape import Dims, from_end
+from .shape import Dims, from_end, jointly
 
 
 class Picked(NamedTuple):
@@ -36,6 +36,19 @@ def getitem(a: Jet, index: object) -> Jet:
 @rule("index")
 def index(a: Jet, indices: list) -> Jet:
     return getitem(a, tuple(slice(None) if each is None else each for each in indices))
+
+
+@rule("index_put")
+def index_put(a: Operand, indices: object, values: Operand, accumulate: bool = False) -> Jet:
+    indices = tuple(slice(None) if each is None else each for each in indices)
+
+    def write(into: Tensor, part: Tensor) -> Tensor:
+        rows = [into_row.clone() for into_row in into.expand(len(part), *into.shape[1:]).unbind(0)]
+        for row, value in zip(rows, part.unbind(0), strict=True):
+            row[indices] = row[indices] + value if accumulate else value
+        return torch.stack(rows)
+
+    return jointly(write, a, values)
 
 
 @rule("index_select")

@@ -153,34 +153,61 @@ def repeat_interleave(a: Jet, repeats: object, dim: int | None = None, *, output
     return a.map(lambda part: torch.repeat_interleave(part, repeats, dim, output_size=output_size))
 
 
-@rule("cat", "concat", "concatenate")
-def cat(tensors: Sequence[object], dim: int = 0) -> Jet:
-    # an empty vector is allowed beside tensors of any shape
-    tensors = [each for each in tensors if tuple(each.shape) != (0,)]
-    return _join(tensors, lambda parts, at: torch.cat(parts, at), from_end(dim, len(tensors[0].shape)))
+def jointly(function: Callable[..., Tensor], *operands: object) -> Jet:
+    """A function linear in all its tensors at once, each (n, *shape): joins and writes.
 
-
-@rule("stack")
-def stack(tensors: Sequence[object], dim: int = 0) -> Jet:
-    ndim = len(tensors[0].shape)
-    return _join(tensors, lambda parts, at: torch.stack(parts, at), from_end(dim, ndim + 1))
-
-
-def _join(tensors: Sequence[object], join: Callable, dim: int) -> Jet:
-    layout = layout_of(*tensors)
+    A constant's derivatives are zero.
+    """
+    layout = layout_of(*operands)
     parts = []
     for component in range(len(layout.components)):
-        given = [each.parts[component] if isinstance(each, Jet) else None for each in tensors]
+        given = [each.parts[component] if isinstance(each, Jet) else None for each in operands]
         live = next((part for part in given if part is not None), None)
         if live is None:
             parts.append(None)
             continue
         filled = [
-            live.new_zeros(()).expand(live.shape[0], *each.shape) if part is None else part
-            for part, each in zip(given, tensors, strict=True)
+            live.new_zeros(()).expand(live.shape[0], *primal_of(each).shape) if part is None else part
+            for part, each in zip(given, operands, strict=True)
         ]
-        parts.append(join(filled, dim))
-    return Jet(layout, join([primal_of(each) for each in tensors], dim), tuple(parts))
+        parts.append(function(*filled))
+    return Jet(layout, function(*[primal_of(each)[None] for each in operands])[0], tuple(parts))
+
+
+@rule("cat", "concat", "concatenate")
+def cat(tensors: Sequence[object], dim: int = 0) -> Jet:
+    # an empty vector is allowed beside tensors of any shape
+    tensors = [each for each in tensors if tuple(each.shape) != (0,)]
+    dim = from_end(dim, len(tensors[0].shape))
+    return jointly(lambda *parts: torch.cat(parts, dim), *tensors)
+
+
+@rule("stack")
+def stack(tensors: Sequence[object], dim: int = 0) -> Jet:
+    dim = from_end(dim, len(tensors[0].shape) + 1)
+    return jointly(lambda *parts: torch.stack(parts, dim), *tensors)
+
+
+@rule("slice_scatter")
+def slice_scatter(
+    a: object, source: object, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Jet:
+    dim = from_end(dim, len(a.shape))
+    return jointly(lambda into, part: torch.slice_scatter(into, part, dim, start, end, step), a, source)
+
+
+@rule("select_scatter")
+def select_scatter(a: object, source: object, dim: int, index: int) -> Jet:
+    dim = from_end(dim, len(a.shape))
+    return jointly(lambda into, part: torch.select_scatter(into, part, dim, index), a, source)
+
+
+@rule("copy")
+def copy_into(a: object, source: object, non_blocking: bool = False) -> Jet | Tensor:
+    """What ``a`` holds after a.copy_(source)."""
+    if isinstance(source, Jet):
+        return convert(expand(source, *a.shape), a.dtype)
+    return source.expand(a.shape).to(a.dtype)
 
 
 @rule("split", "split_with_sizes", view=True)
@@ -261,8 +288,8 @@ def unfold(a: Jet, dimension: int, size: int, step: int) -> Jet:
     return a.map(lambda part: part.unfold(dim, size, step))
 
 
-@rule("clone", "contiguous")
-def copy(a: Jet, *, memory_format: torch.memory_format = torch.preserve_format) -> Jet:
+@rule("clone", "contiguous", "alias", "lift_fresh_copy")
+def clone(a: Jet, *, memory_format: torch.memory_format = torch.preserve_format) -> Jet:
     if memory_format in (torch.channels_last, torch.channels_last_3d):
         return a.map(lambda part: _fold(part).contiguous(memory_format=memory_format).unflatten(0, part.shape[:2]))
     if memory_format == torch.contiguous_format:
