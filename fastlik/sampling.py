@@ -10,16 +10,15 @@ from torch import Tensor
 from . import checks
 from .derivatives.divergence import choose_method
 from .derivatives.probes import Stream, gaussian
-from .likelihood.flow import LikelihoodFlow, Trace
+from .likelihood.flow import Trace
 from .likelihood.inputs import time_span
 from .likelihood.prior import choose_prior
 from .likelihood.result import NLL, warn_of_failures
-from .likelihood.solve import CLOCK, Problem, as_nll, solve_adaptive
+from .likelihood.solve import CLOCK, Problem, as_nll, integrate_flow
 from .model import ScoreModel, check_model, evaluating
 from .solvers.status import Status
-from .solvers.tableau import TABLEAUS
 
-METHODS = ("auto", "rk45", "tsit5", "sde")
+METHODS = ("auto", "adams", "rk45", "tsit5", "sde")
 
 
 def sample(
@@ -42,7 +41,7 @@ def sample(
     Args:
         model: from :func:`fastlik.wrap` or :func:`fastlik.train`.
         shape_or_n: (n, *event), or n where the model knows its event shape (trained models do).
-        method: "auto" and "rk45" and "tsit5" integrate the ODE with per-sample steps; "sde" takes
+        method: "auto", "adams", "rk45" and "tsit5" integrate the ODE with per-sample steps; "sde" takes
             ``steps`` ancestral steps of the reverse SDE (Ho et al. 2020, eq. 7, for any schedule).
         tolerance: of the ODE, nats per dimension as in :func:`fastlik.ode_nll`.
         condition: keyword arguments of the network; tensors of n rows are split with the samples.
@@ -75,9 +74,9 @@ def sample(
         t_prior=t_prior,
         prior=choose_prior(prior, model, t_prior, size, reference.device),
         trace=Trace(exact, probes, "rademacher", True, seed, "auto") if return_nll else None,
-        tableau=TABLEAUS["tsit5" if method == "tsit5" else "rk45"],
+        method="adams" if method == "auto" else method,
         tolerance=tolerance,
-        max_steps=1000,
+        max_steps=5000,
         backend=backend,
     )
     rows = torch.arange(shape[0], device=reference.device)
@@ -107,16 +106,17 @@ def _reverse_ode(
     problem: Problem, latent: Tensor, rows: Tensor, condition: dict, return_nll: bool
 ) -> Tensor | tuple[Tensor, NLL]:
     scale, u = problem.ends(latent.device)
-    flow = LikelihoodFlow(problem.model, CLOCK, problem.trace, rows, condition)
-    end, discretisation = solve_adaptive(problem, flow, latent / scale[1].to(latent.dtype), u.flip(0))
+    flow = problem.flow(rows, condition)
+    solution = integrate_flow(problem, flow, latent / scale[1].to(latent.dtype), u.flip(0))
+    end = solution.end
     samples = end.y * scale[0].to(latent.dtype)
     failed = end.status != Status.DONE
     samples.masked_fill_(failed.reshape(-1, *(1,) * (samples.dim() - 1)), torch.nan)
     warn_of_failures(end.status, problem.times(end.t), "have no sample")
     if not return_nll:
         return samples
-    # q ran from the prior to the data
-    return samples, as_nll(problem, end, -end.q, discretisation, latent)
+    # the change was integrated from the prior to the data
+    return samples, as_nll(problem, solution._replace(change=-solution.change), latent)
 
 
 def _reverse_sde(problem: Problem, latent: Tensor, steps: int, condition: dict, seed: int) -> Tensor:

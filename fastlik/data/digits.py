@@ -18,9 +18,7 @@ def digits(seed: int = 0) -> tuple[Tensor, Tensor]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError(
-            "fastlik.data.digits needs scikit-learn: pip install fastlik[data]"
-        ) from error
+        raise ImportError("fastlik.data.digits needs scikit-learn: pip install fastlik[data]") from error
     images = torch.as_tensor(load_digits().images).long().unsqueeze(1)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     return images[order[:1500]], images[order[1500:]]

@@ -82,9 +82,7 @@ def _read_csv(path: Path) -> np.ndarray:
     width = len(rows[0][1])
     for number, row in rows:
         if len(row) != width:
-            raise ValueError(
-                f"{path}, line {number}: {len(row)} cells where the first row has {width}"
-            )
+            raise ValueError(f"{path}, line {number}: {len(row)} cells where the first row has {width}")
         for cell in row:
             if not _is_number(cell):
                 raise ValueError(f"{path}, line {number}: {cell!r} is not a number")

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..derivatives.divergence import METHODS, MODES
+from ..derivatives import divergence as divergences
 from ..derivatives.probes import PROBES, Stream, uniform
 from ..model import ScoreModel, check_model, coefficients
-from ..solvers.tableau import TABLEAUS
 from .dequantise import Quantisation, integer_error
+from .solve import METHODS
 
 PROBE_MODES = ("fresh", "frozen")
 DEQUANTISERS = (None, "uniform")
@@ -45,12 +45,33 @@ def check_options(
     prior: object,
 ) -> None:
     check_model(model)
-    checks.check_choice("method", method, ("auto", *TABLEAUS))
-    checks.check_choice("divergence", divergence, METHODS)
+    checks.check_choice("method", method, ("auto", *METHODS))
+    checks.check_choice("divergence", divergence, divergences.METHODS)
     checks.check_choice("probe", probe, PROBES)
     checks.check_choice("probe_mode", probe_mode, PROBE_MODES)
-    checks.check_choice("mode", mode, MODES)
+    checks.check_choice("mode", mode, divergences.MODES)
     checks.check_choice("dequantize", dequantize, DEQUANTISERS)
+
+
+def check_target(target: object, method: str) -> None:
+    """Raise unless ``target`` is None, a positive number of nats, or ("mean", a positive number)."""
+    if target is None:
+        return
+    value = target[1] if isinstance(target, tuple) and len(target) == 2 and target[0] == "mean" else target
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(
+            f'target_stderr must be a number of nats for each row or ("mean", nats), got {target!r}'
+        )
+    checks.check_positive("target_stderr", value)
+    if method not in ("auto", "adams"):
+        raise ValueError(f'target_stderr adds probes to method="adams", not to {method!r}')
+
+
+def row_target(target: float | tuple[str, float] | None, rows: int) -> float | None:
+    """The standard error for each row: that of a mean of ``rows`` independent ones is sqrt(rows) less."""
+    if isinstance(target, tuple):
+        return target[1] * max(1, rows) ** 0.5
+    return target
 
 
 def check_data(

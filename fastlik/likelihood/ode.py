@@ -1,7 +1,6 @@
 """The likelihood of a model's probability-flow ODE: ``fastlik.ode_nll``.
 
-This is the plain reference: one network evaluation serves state and trace, per-sample adaptive steps or
-fixed grids, nothing compiled.  Fast paths are compared with it.
+One network evaluation serves state and trace, in per-sample adaptive steps or on fixed grids.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from .. import checks
 from ..derivatives.divergence import choose_method
 from ..model import ScoreModel, evaluating
 from ..progress import progress_bar
-from ..solvers.tableau import TABLEAUS
 from .dequantise import Quantisation
 from .flow import Trace, take_rows
 from .inputs import (
@@ -26,8 +24,10 @@ from .inputs import (
     check_options,
     check_placement,
     check_rows,
+    check_target,
     choose_quantisation,
     dequantised,
+    row_target,
     time_span,
 )
 from .prior import choose_prior, prior_mismatch
@@ -47,6 +47,7 @@ def ode_nll(
     probes: int = 1,
     probe: str = "rademacher",
     probe_mode: str = "fresh",
+    target_stderr: float | tuple[str, float] | None = None,
     mode: str = "auto",
     seed: int = 0,
     prior: str | Distribution = "auto",
@@ -57,7 +58,7 @@ def ode_nll(
     data_range: tuple[float, float] | None = None,
     importance: int = 1,
     chunk: str | int = "auto",
-    max_steps: int = 1000,
+    max_steps: int = 5000,
     backend: str = "auto",
     progress: bool = False,
 ) -> NLL:
@@ -70,13 +71,19 @@ def ode_nll(
         condition: keyword arguments of the network; tensors of B rows are split with x.
         rows: (B,) integer ids that key the random draws, default 0 .. B-1: a row keeps its number in
             any batch, order or chunk if it keeps its id.
-        method: "auto" and "rk45" (Dormand-Prince) and "tsit5" take per-sample adaptive steps; "rk4",
-            "heun" and "euler" double a fixed grid until the tolerance is met.
-        tolerance: discretisation error aimed at, in nats per dimension.
+        method: "auto" and "adams" take per-sample adaptive steps of one network evaluation each (Adams
+            predictor-corrector of order 4, the trace by quadrature over its nodes); "rk45"
+            (Dormand-Prince) and "tsit5" are adaptive Runge-Kutta methods, "rk4", "heun" and "euler"
+            double a fixed grid until the tolerance is met.
+        tolerance: discretisation error aimed at, in nats per dimension.  With "adams", a row whose
+            estimated error misses it is solved again, and flagged where that does not help.
         divergence: "exact" (d tangents), "hutchinson", or "auto": exact up to 16 dimensions.
         probes, probe, probe_mode: Hutchinson probes per row, "rademacher" or "gaussian", drawn anew for
-            each step ("fresh", less variance) or kept along the ODE ("frozen", as published).  Two or
-            more give a standard error for each row.
+            each step ("fresh", less variance) or kept along the ODE ("frozen", as published).  Each row
+            has a standard error from two probes on, with "adams" and fresh probes from the first.
+        target_stderr: nats.  With "adams", rows get more probes until their standard errors are met, or
+            their exact trace where that is cheaper.  ("mean", nats): until the probes' share of the
+            standard error of the mean over all rows of x is met.
         mode: derivatives by "jvp" (forward), "vjp" (reverse) or "auto".
         seed: seed of all random draws.
         prior: "auto" (moment-matched where the data's moments are known), "standard" (N(0, I), or
@@ -103,6 +110,7 @@ def ode_nll(
         EvaluationInterrupted: on Ctrl-C, with the rows finished so far in its ``partial``.
     """
     check_options(model, method, divergence, probe, probe_mode, mode, dequantize, prior)
+    check_target(target_stderr, method)
     for name, value in (("probes", probes), ("importance", importance), ("max_steps", max_steps)):
         checks.check_count(name, value)
     checks.check_count("seed", seed, least=0)
@@ -121,10 +129,11 @@ def ode_nll(
         t_prior=t_prior,
         prior=choose_prior(prior, model, t_prior, size, x.device),
         trace=Trace(exact, probes, probe, probe_mode == "fresh", seed, mode),
-        tableau=TABLEAUS["rk45" if method == "auto" else method],
+        method="adams" if method == "auto" else method,
         tolerance=tolerance,
         max_steps=max_steps,
         backend=backend,
+        target_stderr=row_target(target_stderr, len(x)),
     )
     protocol = _protocol(problem, size, quantisation, dequantize, importance)
 
@@ -221,7 +230,7 @@ def _protocol(
         "start": "x at t_data, unperturbed",
         "prior": problem.prior.description,
         "standard_prior_mismatch_nats_per_dim": prior_mismatch(model, problem.t_prior, size),
-        "method": problem.tableau.name,
+        "method": problem.method,
         "tolerance_nats_per_dim": problem.tolerance,
         "divergence": "exact" if trace.exact else "hutchinson",
         "backend": problem.backend,
@@ -233,6 +242,8 @@ def _protocol(
             "probe": trace.kind,
             "probe_mode": "fresh" if trace.fresh else "frozen",
         }
+        if problem.target_stderr is not None:
+            protocol["target_stderr"] = problem.target_stderr
     if quantisation is not None:
         protocol |= {"bins": quantisation.bins, "data_range": quantisation.range}
     if dequantize is not None or not trace.exact:

@@ -8,9 +8,7 @@ from ..model import ScoreModel
 from .residual import NoiseResidual
 
 
-def dsm_error(
-    model: ScoreModel, x0: Tensor, t: Tensor, noise: Tensor, **condition: object
-) -> Tensor:
+def dsm_error(model: ScoreModel, x0: Tensor, t: Tensor, noise: Tensor, **condition: object) -> Tensor:
     """(B,) ||eps_hat(x_t, t) - eps||^2 / d in x0's dtype, at x_t = alpha(t) x_0 + sigma(t) eps.
 
     Args:

@@ -1,4 +1,5 @@
-"""What has become of a row's integration.  The codes are the kernels'; solvers add MAX_STEPS."""
+"""What has become of a row's integration.  The codes are the kernels'; solvers add MAX_STEPS,
+likelihoods INACCURATE."""
 
 from fastlik.ops.rk_step.status import Status
 

@@ -42,7 +42,7 @@ def with_bad_rows(value):
         (X, dict(bins=8, data_range=(1, 0)), ValueError, "low < high"),
         (X, dict(data_range=(0, 1)), ValueError, "needs bins="),
         (X, dict(importance=4), ValueError, "needs dequantize="),
-        (X, dict(method="dopri5"), ValueError, "'auto', 'rk45', 'tsit5', 'rk4', 'heun', 'euler'"),
+        (X, dict(method="dopri5"), ValueError, "'auto', 'adams', 'rk45', 'tsit5', 'rk4', 'heun', 'euler'"),
         (X, dict(divergence="hutch"), ValueError, "'auto', 'exact', 'hutchinson'"),
         (X, dict(probe="sign"), ValueError, "'rademacher', 'gaussian'"),
         (X, dict(probe_mode="new"), ValueError, "'fresh', 'frozen'"),

@@ -122,9 +122,7 @@ def advance(
     """
     _check_state(y, k, h, b, e)
     if not (rtol >= 0 and atol > 0 and (q_atol is None or q_atol > 0)):
-        raise ValueError(
-            f"rtol must be >= 0, atol and q_atol > 0, got {rtol=}, {atol=}, {q_atol=}"
-        )
+        raise ValueError(f"rtol must be >= 0, atol and q_atol > 0, got {rtol=}, {atol=}, {q_atol=}")
     _check("y", y, y, y.shape, y.dtype, lead=1, written=True)
     _check("k", k, y, k.shape, y.dtype, lead=2, written=True)
     rows = y.shape[:1]

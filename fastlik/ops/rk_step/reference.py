@@ -70,9 +70,7 @@ def weighted_stages(k: Tensor, weights: Sequence[float]) -> Tensor:
     return total
 
 
-def combine(
-    y: Tensor, k: Tensor, weights: Sequence[float], h: Tensor, out: Tensor | None = None
-) -> Tensor:
+def combine(y: Tensor, k: Tensor, weights: Sequence[float], h: Tensor, out: Tensor | None = None) -> Tensor:
     """out[b] = y[b] + h[b] * sum_j weights[j] k[j, b]."""
     return torch.add(y, per_row(h.to(y.dtype), y) * weighted_stages(k, weights), out=out)
 

@@ -13,6 +13,7 @@ class Status(IntEnum):
     UNDERFLOW = 2
     NON_FINITE = 3
     MAX_STEPS = 4
+    INACCURATE = 5
 
     @property
     def description(self) -> str:
@@ -26,4 +27,5 @@ _DESCRIPTIONS = {
     Status.UNDERFLOW: "the tolerance needs a step below the resolution of the time variable",
     Status.NON_FINITE: "the right-hand side or the state became NaN or infinite",
     Status.MAX_STEPS: "the maximum number of steps was used up before the end of the time span",
+    Status.INACCURATE: "the estimated error stayed above five times the tolerance",
 }

@@ -1,0 +1,66 @@
+"""Integrals of polynomials through unevenly spaced nodes: what multistep methods and quadratures share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Gauss-Legendre with three points integrates polynomials up to degree five exactly: six nodes
+_GAUSS = ((-(0.6**0.5), 5 / 9), (0.0, 8 / 9), (0.6**0.5, 5 / 9))
+MOST_NODES = 6
+# nodes whose weights are formed together: bounds the memory, and stays in a cache
+_TOGETHER = 8192
+
+
+def lagrange_weights(nodes: Tensor, valid: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Weights (..., k) float64 of the integral from start to end of the polynomial through the nodes.
+
+    nodes (..., k) float64 in any order, k <= 6; those that are not ``valid`` (..., k) do not take part
+    and get weight 0.  start, end (...): within the nodes' range or beyond it (extrapolation).
+    """
+    points = nodes.new_tensor([point for point, _ in _GAUSS])
+    gauss = nodes.new_tensor([weight for _, weight in _GAUSS])
+    half = 0.5 * (end - start)
+    at = (0.5 * (start + end))[..., None] + half[..., None] * points
+    # the points lie between the nodes, so that a product without its own factor is a quotient
+    distance = torch.where(valid[..., None, :], at[..., None] - nodes[..., None, :], 1.0)
+    integral = (gauss * distance.prod(-1))[..., None] / distance
+    return torch.where(valid, half[..., None] * integral.sum(-2) / _gaps(nodes, valid), 0.0)
+
+
+def lagrange_basis(nodes: Tensor, valid: Tensor, at: Tensor) -> Tensor:
+    """(..., k) values at ``at`` (...), none of the valid nodes, of their Lagrange polynomials; else 0."""
+    distance = torch.where(valid, at[..., None] - nodes, 1.0)
+    return torch.where(valid, distance.prod(-1, keepdim=True) / distance / _gaps(nodes, valid), 0.0)
+
+
+def _gaps(nodes: Tensor, valid: Tensor) -> Tensor:
+    """(..., k) product over the other valid nodes of node - other."""
+    own = torch.eye(nodes.shape[-1], dtype=torch.bool, device=nodes.device)
+    gap = nodes[..., :, None] - nodes[..., None, :]
+    return torch.where(own | ~valid[..., None, :], 1.0, gap).prod(-1)
+
+
+def node_weights(t: Tensor, count: Tensor, points: int = MOST_NODES) -> Tensor:
+    """Quadrature weights (B, N) float64 over each row's own nodes, from its first to its last.
+
+    Each interval takes the polynomial through its ``points`` nearest nodes (centred, one-sided at the
+    ends): order ``points`` for even numbers.  t (B, N) monotone; count (B,): row b has the nodes
+    t[b, :count[b]], the others get weight 0.
+    """
+    together = max(1, _TOGETHER // max(1, t.shape[1]))
+    if len(t) > together:
+        pairs = zip(t.split(together), count.split(together), strict=True)
+        return torch.cat([node_weights(rows, counts, points) for rows, counts in pairs])
+    weights = torch.zeros_like(t)
+    intervals = torch.arange(t.shape[1] - 1, device=t.device)
+    if len(intervals) == 0:
+        return weights
+    first = torch.minimum(intervals + 1 - points // 2, count[:, None] - points).clamp(min=0)
+    index = first[..., None] + torch.arange(points, device=t.device)
+    valid = index < count[:, None, None]
+    index = index.clamp(max=t.shape[1] - 1)
+    nodes = t.gather(1, index.flatten(1)).reshape(index.shape)
+    parts = lagrange_weights(nodes, valid, t[:, :-1], t[:, 1:])
+    parts = torch.where((intervals + 1 < count[:, None])[..., None], parts, 0.0)
+    return weights.scatter_add(1, index.flatten(1), parts.flatten(1))
