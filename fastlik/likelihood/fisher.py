@@ -17,6 +17,7 @@ from .. import checks
 from ..derivatives.probes import Stream, gaussian
 from ..model import ScoreModel, check_model, evaluating, per_row
 from ..objectives.time_sampling import log_snr_range
+from .flow import take_rows
 from .ode_score import ode_score
 
 
@@ -77,23 +78,28 @@ def fisher_divergences(
     else:
         gaps = schedule.log_snr(times.double()).diff().abs() / 2
         weights = torch.cat((gaps, gaps.new_zeros(1))) + torch.cat((gaps.new_zeros(1), gaps))
-    rows, size = torch.arange(len(x0), device=x0.device), max(1, x0[:1].numel())
-    columns: dict[str, list[Tensor]] = {}
-    for node, t in enumerate(times.to(x0.device).double()):
-        t = t.expand(len(x0))
-        noise = gaussian(seed, Stream.NOISE, rows, 0, node, size).to(x0.dtype).reshape(x0.shape)
-        sigma = per_row(schedule.sigma(t), x0)
-        x = per_row(schedule.alpha(t), x0) * x0 + sigma * noise
-        with torch.no_grad(), evaluating(model):
-            own = model.score(x, t, **(condition or {}))
-        ode = ode_score(model, x, t, condition=condition, seed=seed, **options)
-        pairs = {"model_ode": (own, ode)}
-        if true_score is not None:
-            truth = true_score(x, t)
-            pairs |= {"model_true": (own, truth), "ode_true": (ode, truth)}
-        for name, (a, b) in pairs.items():
-            columns.setdefault(name, []).append((sigma * (a - b)).flatten(1).double().square().mean(1))
-    tables = {name: torch.stack(values) for name, values in columns.items()}
+    count = len(times)
+    # all times in one solve, whose rows have spans of their own
+    t = times.to(x0.device).double().repeat_interleave(len(x0))
+    rows = torch.arange(len(x0), device=x0.device).repeat(count)
+    node = torch.arange(count, device=x0.device).repeat_interleave(len(x0))
+    size = max(1, x0[:1].numel())
+    noise = gaussian(seed, Stream.NOISE, rows, 0, node, size).to(x0.dtype).reshape(-1, *x0.shape[1:])
+    sigma = per_row(schedule.sigma(t), noise)
+    x = per_row(schedule.alpha(t), noise) * x0.repeat(count, *(1,) * (x0.dim() - 1)) + sigma * noise
+    index = torch.arange(len(x0), device=x0.device).repeat(count)
+    condition = {name: take_rows(value, index, len(x0)) for name, value in (condition or {}).items()}
+    with torch.no_grad(), evaluating(model):
+        own = model.score(x, t, **condition)
+    ode = ode_score(model, x, t, condition=condition, seed=seed, rows=rows, **options)
+    pairs = {"model_ode": (own, ode)}
+    if true_score is not None:
+        truth = true_score(x, t)
+        pairs |= {"model_true": (own, truth), "ode_true": (ode, truth)}
+    tables = {
+        name: (sigma * (a - b)).flatten(1).double().square().mean(1).reshape(count, len(x0))
+        for name, (a, b) in pairs.items()
+    }
     means = {name: table.mean(1) for name, table in tables.items()}
     return FisherDivergences(
         t=times,

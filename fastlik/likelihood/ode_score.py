@@ -26,7 +26,7 @@ from ..model import ScoreModel, check_model, evaluating, per_row
 from ..solvers.clock import Clock
 from ..solvers.odeint import odeint
 from .flow import take_rows
-from .prior import choose_prior
+from .prior import Prior, choose_prior
 
 CLOCK = Clock(low=0.3, high=3.0)
 
@@ -84,35 +84,50 @@ def ode_score(
     schedule = model.schedule
     t_prior = schedule.t_prior if t_max is None else float(t_max)
     start = _start(schedule.t_data if t is None else t, x)
-    span = torch.stack((start, torch.full_like(start, t_prior)), 1)
-    span = CLOCK.u(schedule.angle(span))
-    if bool((span[:, 0] == span[:, 1]).any()):
+    if bool((start == t_prior).any()):
         raise ValueError(f"t must lie between the data and the prior, not at the prior's end t = {t_prior}")
     if len(x) == 0:
         return x.clone()
-    size = x[0].numel()
     rows = torch.arange(len(x), device=x.device) if rows is None else rows
-    if choose_method(divergence, size) == "exact":
-        directions = torch.eye(size, dtype=x.dtype, device=x.device).reshape(-1, 1, *x.shape[1:])
-        directions = directions.expand(-1, *x.shape)
-    else:
-        draws = [draw_probe(probe, seed, rows, k, 0, x) for k in range(probes)]
-        directions = torch.stack(draws) / probes**0.5
-    flow = _ScoreFlow(model, x.shape[1:], dict(condition or {}), directions)
-    solver = {"method": method, "rtol": tolerance, "atol": tolerance, "max_steps": max_steps}
-    scale = per_row(schedule.scale(start), x)
-    distribution = choose_prior(prior, model, t_prior, size, x.device)
-    result = torch.full_like(x, torch.nan)
     with evaluating(model), torch.inference_mode(False):
-        number = torch.arange(len(x), device=x.device, dtype=x.dtype)[:, None]
-        state = torch.cat((number, (x / scale).flatten(1)), 1)
-        there = odeint(flow.state, state, span, **solver)
-        alive = there.converged.nonzero().flatten()
-        if len(alive) == 0:
-            return result
-        end = float(schedule.scale(t_prior))
+        # what was made in inference mode cannot be differentiated through
+        x, start = x.clone(), start.clone()
+        distribution = choose_prior(prior, model, t_prior, x[0].numel(), x.device)
+        directions = _directions(x, divergence, probes, probe, seed, rows)
+        flow = _ScoreFlow(model, x.shape[1:], _cloned(condition or {}), directions)
+        solver = {"method": method, "rtol": tolerance, "atol": tolerance, "max_steps": max_steps}
+        return _solve(flow, x, start, t_prior, distribution, solver)
+
+
+def _directions(x: Tensor, divergence: str, probes: int, kind: str, seed: int, rows: Tensor) -> Tensor:
+    """(K, B, *event) whose v'Jv add up to the trace, or to its estimate."""
+    size = x[0].numel()
+    if choose_method(divergence, size) == "exact":
+        basis = torch.eye(size, dtype=x.dtype, device=x.device)
+        return basis.reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
+    draws = [draw_probe(kind, seed, rows, k, 0, x) for k in range(probes)]
+    return torch.stack(draws) / probes**0.5
+
+
+def _cloned(condition: dict) -> dict:
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in condition.items()}
+
+
+def _solve(
+    flow: _ScoreFlow, x: Tensor, start: Tensor, t_prior: float, prior: Prior, solver: dict
+) -> Tensor:
+    """To the prior with the state alone, and back with the score."""
+    schedule, size = flow.model.schedule, x[0].numel()
+    span = torch.stack((start, torch.full_like(start, t_prior)), 1)
+    span = CLOCK.u(schedule.angle(span))
+    scale, end = per_row(schedule.scale(start), x), float(schedule.scale(t_prior))
+    number = flow.UNIT * torch.arange(len(x), device=x.device, dtype=x.dtype)[:, None]
+    there = odeint(flow.state, torch.cat((number, (x / scale).flatten(1)), 1), span, **solver)
+    result = torch.full_like(x, torch.nan)
+    alive = there.converged.nonzero().flatten()
+    if len(alive):
         latent = there.y[-1, alive, 1:]
-        score = end * _gradient(distribution.log_prob, end * latent)
+        score = end * _gradient(prior.log_prob, end * latent)
         both = torch.cat((number[alive], latent, score), 1)
         back = odeint(flow.state_and_score, both, span[alive].flip(1), **solver)
         result[alive] = back.y[-1, :, 1 + size :].reshape(-1, *x.shape[1:]) / scale[alive]
@@ -123,8 +138,10 @@ class _ScoreFlow:
     """dz/du, and d(z, a)/du with a = grad log p(z), for whichever rows the solver still moves.
 
     States are (b, 1 + d) and (b, 1 + 2 d): the row's number rides along as a constant, so that its probes and
-    conditions are found.
+    conditions are found, in a unit so small that no step size depends on it.
     """
+
+    UNIT = 2.0**-80
 
     def __init__(self, model: ScoreModel, event: torch.Size, condition: dict, directions: Tensor) -> None:
         self.model, self.event = model, event
@@ -138,7 +155,7 @@ class _ScoreFlow:
     def state_and_score(self, u: Tensor, y: Tensor) -> Tensor:
         size = (y.shape[1] - 1) // 2
         z, score = (part.reshape(-1, *self.event) for part in (y[:, 1 : 1 + size], y[:, 1 + size :]))
-        directions = self.directions[:, y[:, 0].long()]
+        directions = self.directions[:, self._rows(y)]
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             v, products = jvp(self._field(u, y), z, directions)
@@ -147,10 +164,13 @@ class _ScoreFlow:
         return self._slope(u, v.detach(), -gradient)
 
     def _field(self, u: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
-        index, angle = y[:, 0].long(), CLOCK.angle(u)
+        index, angle = self._rows(y), CLOCK.angle(u)
         batch = self.directions.shape[1]
         condition = {name: take_rows(value, index, batch) for name, value in self.condition.items()}
         return lambda z: self.model.angular_velocity(z, angle, **condition)
+
+    def _rows(self, y: Tensor) -> Tensor:
+        return (y[:, 0] / self.UNIT).long()
 
     def _slope(self, u: Tensor, *parts: Tensor) -> Tensor:
         rate = CLOCK.rate(u).to(parts[0].dtype)[:, None]

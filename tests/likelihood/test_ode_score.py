@@ -37,11 +37,11 @@ def test_the_exact_score_is_its_own_ode_score(schedule, predicts):
 
 
 def test_it_is_the_gradient_of_ode_nll():
-    model, t, h = DATA.model(fastlik.VP(), misfit=0.2), 0.2, 1e-4
+    model, t, h = DATA.model(fastlik.VP(), misfit=0.2), 0.2, 1e-3
     x = points(model.schedule, t, n=2)
 
     def log_density(x):
-        return -fastlik.ode_nll(model, x, t_min=t, tolerance=1e-7).nats
+        return -fastlik.ode_nll(model, x, t_min=t, method="rk45", tolerance=1e-6).nats
 
     steps = h * torch.eye(2, dtype=torch.float64)
     expected = torch.stack([(log_density(x + s) - log_density(x - s)) / (2 * h) for s in steps], 1)
@@ -77,7 +77,7 @@ def test_hutchinson_averages_to_the_exact_score():
     x = points(model.schedule, t, n=1)
     exact = fastlik.ode_score(model, x, t)
     draws = fastlik.ode_score(
-        model, x.expand(200, 2), t, divergence="hutchinson", rows=torch.arange(200), tolerance=1e-3
+        model, x.expand(200, 2), t, divergence="hutchinson", rows=torch.arange(200)
     )
     gap = draws.mean(0) - exact[0]
     assert (gap.abs() < 4 * draws.std(0) / math.sqrt(200) + 1e-3).all()
@@ -92,14 +92,14 @@ def test_images_and_conditions():
     torch.nn.init.normal_(net.out.weight, std=0.02)
     model = score_model(net.double(), fastlik.VP(), "noise")
     x, label = torch.randn(3, 1, 4, 4, dtype=torch.float64), torch.tensor([0, 1, 2])
-    result = fastlik.ode_score(model, x, 0.5, condition={"label": label}, tolerance=1e-2)
+    result = fastlik.ode_score(model, x, 0.8, condition={"label": label}, tolerance=1e-2)
     alone = fastlik.ode_score(
-        model, x[2:], 0.5, condition={"label": label[2:]}, rows=torch.tensor([2]), tolerance=1e-2
+        model, x[2:], 0.8, condition={"label": label[2:]}, rows=torch.tensor([2]), tolerance=1e-2
     )
     assert result.shape == x.shape and result.isfinite().all()
     torch.testing.assert_close(result[2:], alone, rtol=1e-9, atol=1e-9)
     with torch.inference_mode():
-        same = fastlik.ode_score(model, x[:1], 0.5, condition={"label": label[:1]}, tolerance=1e-2)
+        same = fastlik.ode_score(model, x[:1], 0.8, condition={"label": label[:1]}, tolerance=1e-2)
     torch.testing.assert_close(same, result[:1], rtol=1e-9, atol=1e-9)
 
 
