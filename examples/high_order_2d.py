@@ -25,7 +25,8 @@ def run(order: int, seed: int, arguments: argparse.Namespace) -> dict:
     start = time.process_time()
     trained = fastlik.train(
         fastlik.data.checkerboard(500_000, seed=seed), net, schedule=arguments.schedule, order=order,
-        steps=arguments.steps, batch_size=512, cooldown=0.5, seed=seed, compile=arguments.compile,
+        third="laplacian", steps=arguments.steps, batch_size=arguments.batch_size, cooldown=0.5,
+        seed=seed, compile=arguments.compile,
     )  # fmt: skip
     seconds = time.process_time() - start
     mean = fastlik.ode_nll(trained.model, fastlik.data.checkerboard(arguments.points, seed=1000)).mean()
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=2048)
     parser.add_argument("--points", type=int, default=2000)
     parser.add_argument("--compile", action="store_true", help="torch.compile the steps")
     parser.add_argument("--out", type=Path, default=Path("high_order_2d.json"))

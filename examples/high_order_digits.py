@@ -21,11 +21,11 @@ DATA = {"bins": 17, "data_range": (0.0, 1.0)}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--first", type=int, default=1000, help="steps of the common first-order run")
-    parser.add_argument("--steps", type=int, default=400, help="steps of each order after it")
+    parser.add_argument("--first", type=int, default=2000, help="steps of the common first-order run")
+    parser.add_argument("--steps", type=int, default=1000, help="steps of each order after it")
     parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--rows", type=int, default=100, help="held-out images that are evaluated")
-    parser.add_argument("--weights", type=float, nargs=2, default=(0.5, 0.1))
+    parser.add_argument("--rows", type=int, default=297, help="held-out images that are evaluated")
+    parser.add_argument("--weights", type=float, nargs=2, default=(1.0, 1.0))
     parser.add_argument("--runs", type=Path, default=Path("runs/high_order_digits"))
     parser.add_argument("--out", type=Path, default=Path("high_order_digits.json"))
     arguments = parser.parse_args()
@@ -46,7 +46,7 @@ def main() -> None:
             start = time.process_time()
             trained = fastlik.train(
                 train, first.model, order=order, order_weights=arguments.weights, steps=arguments.steps,
-                lr=1e-3, cooldown=0.5, **options,
+                lr=1e-3, cooldown=0.5, parts=1, **options,
             )  # fmt: skip
             seconds = time.process_time() - start
             nll = fastlik.ode_nll(

@@ -72,6 +72,11 @@ class Forms(NamedTuple):
         """Whether probes are needed."""
         return bool({*self.second, self.third} - {"full", "trace", None})
 
+    def reverses(self, size: int) -> bool:
+        """Whether events of ``size`` numbers take a reverse pass inside the loss (not compilable)."""
+        form = self.third or ""
+        return form.startswith("gradient") or (form == "full" and size > 1)
+
 
 def choose_forms(order: int, second: str, third: str, size: int, probes: int) -> Forms:
     """What "auto" and "+" stand for, for events of ``size`` numbers.

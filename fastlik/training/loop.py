@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..checks import check_choice, check_count
 from ..model import ScoreModel
+from ..objectives.high_order import choose_forms
 from ..objectives.weighting import OrderWeight, Weighting
 from ..progress import progress_bar
 from ..schedule import Schedule, named
@@ -113,7 +114,8 @@ def train(
             they were.
         device: by default cuda where it is available, else cpu.
         precision: "auto" is float32 (float64 for a float64 network); "bf16" autocasts the network.
-        compile: torch.compile of the loss with its derivatives, whatever its order; "auto" only on cuda.
+        compile: torch.compile of the loss with its derivatives; "auto" only on cuda.  Third order "full"
+            above one dimension and "gradient" cannot be compiled.
         parts: into which the batch is cut, their gradients added up: memory alone depends on it;
             "auto" keeps that of third order on images below 3 times that of first order.
         checkpoint_every: steps between checkpoints.
@@ -152,7 +154,10 @@ def train(
         model = _as_score_model(model, schedule, predicts, dataset)
     model.set_moments(dataset.moments())
     model.quantisation, model.event_shape = dataset.quantisation, dataset.event
-    compiled = place.type == "cuda" if compile == "auto" else compile
+    forms = choose_forms(order, second, third, dataset.rows[0].numel(), probes)
+    compiled = compile
+    if compile == "auto":
+        compiled = place.type == "cuda" and not forms.reverses(dataset.rows[0].numel())
     config = configuration(
         options, model, dataset, steps=steps, device=str(place), compile=compiled, parts=parts,
         checkpoint_every=checkpoint_every,

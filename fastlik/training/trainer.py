@@ -26,7 +26,7 @@ class Trainer:
     The model given is trained in place.  Where none of its parameters requires a gradient, as in a
     model from an earlier run, all are trained.
 
-    Raises ValueError where there is none.
+    Raises ValueError where there is none, and for a loss that cannot be compiled where that is asked for.
     """
 
     def __init__(
@@ -47,6 +47,11 @@ class Trainer:
         size = dataset.rows[0].numel()
         self.forms = choose_forms(options.order, options.second, options.third, size, options.probes)
         objective = Objective(self.model, self.forms, options.order_weights)
+        if compile and self.forms.reverses(size):
+            raise ValueError(
+                f"third={self.forms.third!r} takes a reverse pass inside the loss, which torch.compile "
+                f'refuses: choose compile=False, or third="laplacian"'
+            )
         if compile:
             objective.compile()
         self.objective = group.wrap(objective)
