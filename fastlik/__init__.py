@@ -4,6 +4,7 @@ from . import data, nn, testing
 from .derivatives.divergence import divergence
 from .derivatives.taylor import jet, jvp
 from .likelihood.ode import ode_nll
+from .likelihood.ode_score import ode_score
 from .likelihood.result import NLL, ConvergenceWarning, EvaluationInterrupted
 from .model import ScoreModel, wrap
 from .ops.dispatch import backends
@@ -36,6 +37,7 @@ __all__ = [
     "load",
     "nn",
     "ode_nll",
+    "ode_score",
     "odeint",
     "sample",
     "testing",

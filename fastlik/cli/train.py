@@ -51,6 +51,12 @@ def train(
     predicts: Annotated[
         Prediction | None, typer.Option(help=f"What the network predicts.{_default('predicts')}")
     ] = None,
+    order: Annotated[
+        int | None, typer.Option(min=1, max=3, help=f"Of score matching: 1, 2 or 3.{_default('order')}")
+    ] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Folder of a run whose averaged weights this one starts from.")
+    ] = None,
     weighting: Annotated[
         Weighting | None, typer.Option(help=f"Of the loss over time.{_default('weighting')}")
     ] = None,
@@ -82,11 +88,14 @@ def train(
       fastlik train digits --out runs/digits
       fastlik train images.npz:train --bins 256 --steps 50000 --out runs/images
       fastlik train checkerboard --schedule ve --set lr=2e-3 --set model.width=256 --out runs/board
+      fastlik train mixture1d --schedule ve --out runs/first
+      fastlik train mixture1d --order 2 --init runs/first --out runs/second
       fastlik train swissroll --set schedule.name=ve --set schedule.sigma_max=10 --out runs/roll
       fastlik train --config runs/digits/train.toml --seed 1 --out runs/digits-1
     """
     options = {
-        "schedule": schedule, "predicts": predicts, "weighting": weighting, "time_sampling": time_sampling,
+        "schedule": schedule, "predicts": predicts, "order": order, "model": init and str(init),
+        "weighting": weighting, "time_sampling": time_sampling,
         "steps": steps, "batch_size": batch_size, "lr": lr, "bins": bins, "data_range": data_range,
         "seed": seed, "device": device,
     }  # fmt: skip
@@ -142,7 +151,7 @@ def _recorded(effective: Table) -> Table:
 def _built(effective: Table, event: tuple[int, ...]) -> Table:
     """With tables replaced by what they describe."""
     built = dict(effective)
-    if built["model"] is not None:
+    if isinstance(built["model"], dict):
         built["model"] = _network(built["model"], event, built["seed"])
     if isinstance(built["schedule"], dict):
         built["schedule"] = named(**{"name": "vp", **built["schedule"]})

@@ -17,17 +17,18 @@ EVERY = 20
 
 
 class Metrics:
-    """Records of {step, loss, lr, grad_norm, samples_per_second}.
+    """Records of {step, loss, lr, grad_norm, samples_per_second}; above first order also loss_1, loss_2, ...
 
-    ``step`` counts finished steps.  ``loss`` is the mean of :func:`fastlik.objectives.dsm_loss`:
-    with likelihood weighting twice the nats per dimension, up to a constant, otherwise the
-    integral of the weighted error.  ``grad_norm`` is before clipping, of the loss divided by the
+    ``step`` counts finished steps.  ``loss_1``, or ``loss`` of first order, is the mean of
+    :func:`fastlik.objectives.dsm_loss`: with likelihood weighting twice the nats per dimension, up to
+    a constant, otherwise the integral of the weighted error.  ``loss`` is the weighted sum of the
+    orders' losses.  ``grad_norm`` is before clipping, of the loss divided by the
     integral of the weight.
 
     Args:
         path: of the JSONL file that records are appended to, or None.
         history: records of the part of the run that a checkpoint continues.
-        window: (loss, gradient norm) of the steps since the last of them.
+        window: (gradient norm, loss, each order's loss) of the steps since the last of them.
     """
 
     def __init__(
@@ -47,23 +48,26 @@ class Metrics:
         if path is not None:
             write_text(path, "".join(map(_line, self.history)))
 
-    def add(self, step: int, lr: float, loss: Tensor, grad_norm: Tensor) -> dict | None:
-        """Take the values of a finished step; returns a record where one is due."""
-        self._pending.append(torch.stack((loss.detach(), grad_norm.detach())))
+    def add(self, step: int, lr: float, losses: Tensor, grad_norm: Tensor) -> dict | None:
+        """Take the values of a finished step, ``losses`` (1 + order,) the sum and each order's; returns a
+        record where one is due."""
+        self._pending.append(torch.cat((grad_norm.detach()[None], losses.detach())))
         self._timed_steps += 1
         if step % EVERY:
             return None
         self.settle(step)
         now = time.perf_counter()
-        losses, norms = zip(*self.window, strict=True)
+        norm, loss, *orders = (math.fsum(column) / len(column) for column in zip(*self.window, strict=True))
         rate = self._timed_steps * self._batch_size / (now - self._start)
         record = {
             "step": step,
-            "loss": math.fsum(losses) / len(losses),
+            "loss": loss,
             "lr": lr,
-            "grad_norm": math.fsum(norms) / len(norms),
+            "grad_norm": norm,
             "samples_per_second": round(rate, 1),
         }
+        if len(orders) > 1:
+            record |= {f"loss_{order}": value for order, value in enumerate(orders, 1)}
         self.window, self._timed_steps, self._start = [], 0, now
         self.history.append(record)
         if self._path is not None:
@@ -78,7 +82,7 @@ class Metrics:
         """
         values = torch.stack(self._pending).tolist() if self._pending else []
         first = step - len(values) + 1
-        for number, (loss, norm) in enumerate(values, first):
+        for number, (norm, loss, *_) in enumerate(values, first):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
                 raise FloatingPointError(

@@ -21,6 +21,26 @@ def test_a_run_is_what_the_api_makes_of_the_same_arguments(ring_run):
     assert json.loads(line)["loss"] == run.history[0]["loss"]
 
 
+def test_second_order_starts_from_a_first_order_run(cli, ring_run, tmp_path):
+    out = tmp_path / "second"
+    result = cli(
+        "train", "ring", "--order", "2", "--init", ring_run, "--steps", "20", "--batch-size", "16",
+        "--set", "order_weights=[1.0, 0.0]", "--device", "cpu", "--out", out,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    first = fastlik.load(ring_run)
+    run = fastlik.train(
+        sources.load("ring"), first, order=2, order_weights=(1.0, 0.0), steps=20, batch_size=16,
+        device="cpu", progress=False,
+    )  # fmt: skip
+    [line] = (out / "metrics.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert record["loss_2"] == run.history[0]["loss_2"]
+    assert 'order = 2' in (out / "train.toml").read_text()
+    missing = cli("train", "ring", "--order", "2", "--init", tmp_path / "none", "--out", tmp_path / "x")
+    assert missing.exit_code != 0 and "no model at" in missing.stderr
+
+
 def test_nll_prints_the_mean_and_writes_all_rows(cli, ring_run, tmp_path):
     out = tmp_path / "new" / "nll.json"
     result = cli("nll", ring_run, "ring", "--limit", "30", "--tolerance", "1e-2", "--out", out)

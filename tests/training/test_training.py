@@ -187,7 +187,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"order": 2}, "order=2 is unknown; the valid values are 1"),
+        ({"order": 4}, "order=4 is unknown; the valid values are 1, 2, 3"),
         ({"weighting": "snr"}, "'likelihood', 'uniform'"),
         ({"time_sampling": "log"}, "'importance', 'uniform'"),
         ({"schedule": "vpp"}, "the valid names are vp,"),
