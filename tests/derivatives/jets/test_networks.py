@@ -173,6 +173,20 @@ def test_captured_graph_at_another_batch_size(name):
     assert_close(prediction(graph(x, **condition)), truth[0])
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_row_alone_has_the_derivatives_it_has_in_a_batch(name):
+    """Where nothing is recorded the fused operations of norms run; a batch of one has strides of its own."""
+    net, x, condition = NETWORKS[name]()
+    v = directions(x)
+
+    def products(rows):
+        taken = {key: c[rows] for key, c in condition.items()}
+        return fastlik.jvp(lambda x: prediction(net(x, **taken)), x[rows], v[:, rows], backend="jets")[1]
+
+    with torch.no_grad():
+        assert_close(products(slice(0, 1)), products(slice(None))[:, :1])
+
+
 @pytest.mark.parametrize(
     "activation",
     [

@@ -48,7 +48,8 @@ def affine(a: Jet, weight: Tensor | None, bias: Tensor | None) -> Jet:
 
 def _expanded(x: Tensor, tangents: Tensor) -> Tensor:
     """x (*shape) once per tangent, as one batch."""
-    return x if len(tangents) == 1 else x.expand_as(tangents).flatten(0, 1)
+    # for one row flatten would leave the stride of 0, which the kernels do not look at
+    return x if len(tangents) == 1 else x.expand_as(tangents).flatten(0, 1).contiguous()
 
 
 @rule("group_norm")
