@@ -14,7 +14,7 @@ from .likelihood.flow import Trace
 from .likelihood.inputs import time_span
 from .likelihood.prior import choose_prior
 from .likelihood.result import NLL, warn_of_failures
-from .likelihood.solve import CLOCK, Problem, as_nll, integrate_flow
+from .likelihood.solve import Problem, as_nll, integrate_flow
 from .model import ScoreModel, check_model, evaluating
 from .solvers.status import Status
 
@@ -127,7 +127,7 @@ def _reverse_sde(problem: Problem, latent: Tensor, steps: int, condition: dict, 
     exact for the x0_hat at hand; written so that rho = infinity (alpha = 0) is regular.
     """
     scale, u = problem.ends(latent.device)
-    angles = CLOCK.angle(torch.linspace(u[1].item(), u[0].item(), steps + 1, dtype=torch.float64))
+    angles = problem.clock.angle(torch.linspace(u[1].item(), u[0].item(), steps + 1, dtype=torch.float64))
     z = latent / scale[1].to(latent.dtype)
     rows = torch.arange(len(z), device=z.device)
     for n, (now, then) in enumerate(zip(angles[:-1], angles[1:], strict=True)):

@@ -102,9 +102,9 @@ def ode_nll(
             the derivatives by plain autograd instead of jets.
         progress: show a progress bar over rows.
 
-    Where grad mode is on and x, a parameter or a condition requires gradients, ``nats`` of the "adams" method
-    (without ``target_stderr``) carry a graph: the discrete solution is differentiated on the nodes it chose,
-    and computed once more in the backward pass.  Evaluate under ``torch.no_grad()`` to have plain tensors.
+    Where x requires gradients (``x.requires_grad_()``) and grad mode is on, ``nats`` of the "adams" method
+    (without ``target_stderr``) can be differentiated by x, by the model's parameters and by conditions: the
+    discrete solution on the nodes that it chose, which is computed once more in the backward pass.
 
     Returns:
         :class:`NLL`: nats and bits/dim per row (lower is better), errors, latents, counts, protocol.

@@ -8,7 +8,6 @@ import fastlik
 from fastlik.likelihood.flow import LikelihoodFlow, Trace
 from fastlik.likelihood.gradient import Path, attach, replay
 from fastlik.likelihood.solve import CLOCK
-from fastlik.testing import GaussianMixture
 
 
 def small_model(condition: bool = False) -> fastlik.ScoreModel:
@@ -73,7 +72,7 @@ def test_the_adjoint_is_the_gradient_of_the_replay(exact):
 
 def test_the_likelihood_can_be_trained_on_exactly():
     """Gradients reach the weights through ode_nll, and following them lowers the nats."""
-    model, x = small_model(), points(16)
+    model, x = small_model(), points(16).requires_grad_()
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(5):
@@ -103,8 +102,9 @@ def test_refined_and_failed_rows_and_chunks():
 
 def test_no_graph_without_need():
     model, x = small_model(), points()
+    assert not fastlik.ode_nll(model, x).nats.requires_grad
+    x.requires_grad_()
     with torch.no_grad():
         assert not fastlik.ode_nll(model, x).nats.requires_grad
-    mixture = GaussianMixture.random(2, 3)
-    assert not fastlik.ode_nll(mixture.model(fastlik.VP()), x).nats.requires_grad
-    assert not fastlik.ode_nll(model, x).latent.requires_grad
+    result = fastlik.ode_nll(model, x)
+    assert result.nats.requires_grad and not result.latent.requires_grad
