@@ -21,17 +21,19 @@ def trim(run: dict) -> dict:
         bench["extra_info"] | {"seconds": bench["stats"]["median"], "best_seconds": bench["stats"]["min"]}
         for bench in run["benchmarks"]
     ]
+    threads = next(record["threads"] for record in records if "threads" in record)
     versions: dict[str, str] = {}
     for record in records:
         versions |= record.get("versions", {})
     return {
-        "machine": {"cpu": cpu.get("brand_raw"), "cores": cpu.get("count"), "threads": records[0]["threads"]},
+        "machine": {"cpu": cpu.get("brand_raw"), "cores": cpu.get("count"), "threads": threads},
         "device": "cpu",
         "commit": commit["id"] + ("+" if commit["dirty"] else ""),
         "date": run["datetime"][:10],
         "versions": dict(sorted(versions.items())),
         "likelihood": [_without(record, ENVIRONMENT) for record in records if "method" in record],
         "rk_step": [_without(record, ENVIRONMENT) for record in records if "op" in record],
+        "counts": [_without(r, ENVIRONMENT) for r in records if "frozen / fresh variance" in r],
         "mlp_kernel": [_without(r, ENVIRONMENT) for r in records if "gflops" in r or "peer" in r],
     }
 
