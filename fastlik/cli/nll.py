@@ -39,9 +39,7 @@ def nll(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows, this many.")] = None,
     method: Annotated[Method, typer.Option(help="Solver of the ODE.")] = "auto",
     tolerance: Annotated[float, typer.Option(help="Error aimed at, nats per dimension.")] = 1e-3,
-    probes: Annotated[
-        int, typer.Option(help="Hutchinson probes a row; 2 or more give each row a standard error.")
-    ] = 1,
+    probes: Annotated[int, typer.Option(help="Hutchinson probes a row.")] = 1,
     dequantize: Annotated[
         Dequantizer | None, typer.Option(help="For discrete data; by default for integers.  [uniform]")
     ] = None,
@@ -66,6 +64,7 @@ def nll(
       fastlik nll runs/digits digits --probes 2
       fastlik nll runs/digits digits --limit 100 --tolerance 1e-4 --out nll.json
       fastlik nll runs/images images.npz:test --importance 10 --json > nll.json
+      fastlik nll runs/digits digits --set target_stderr=0.5
       fastlik nll runs/board checkerboard --method rk4 --set divergence=exact --set prior=standard
     """
     if out is not None:
