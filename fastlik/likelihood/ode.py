@@ -31,6 +31,7 @@ from .inputs import (
     time_span,
 )
 from .prior import choose_prior, prior_mismatch
+from .probing import most_probes
 from .result import NLL, EvaluationInterrupted, warn_of_failures
 from .solve import Problem, solve
 
@@ -141,6 +142,8 @@ def ode_nll(
         backend=backend,
         target_stderr=row_target(target_stderr, len(x)),
     )
+    # each dequantisation draw has probes of its own, added ones too
+    stride = probes if target_stderr is None else most_probes(probes, size)
     protocol = _protocol(problem, size, quantisation, dequantize, importance)
 
     def finish(result: NLL) -> NLL:
@@ -157,7 +160,7 @@ def ode_nll(
             data = x[index]
             if dequantize is not None:
                 data = dequantised(data, quantisation, rows[index], draw, seed, model)
-            drawn = replace(problem, trace=replace(problem.trace, first_draw=draw * probes))
+            drawn = replace(problem, trace=replace(problem.trace, first_draw=draw * stride))
             parts.append(solve(drawn, data, rows[index], taken))
         result = _importance_weighted(parts)
         if quantisation is not None:

@@ -23,12 +23,10 @@ from ..derivatives.probes import PROBES
 from ..derivatives.probes import probe as draw_probe
 from ..derivatives.taylor import jvp
 from ..model import ScoreModel, check_model, evaluating, per_row
-from ..solvers.clock import Clock
 from ..solvers.odeint import odeint
 from .flow import take_rows
 from .prior import Prior, choose_prior
-
-CLOCK = Clock(low=0.3, high=3.0)
+from .solve import CLOCK
 
 
 def ode_score(

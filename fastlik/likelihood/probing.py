@@ -17,6 +17,11 @@ _TOGETHER = 4
 _BATCH = 256
 
 
+def most_probes(probes: int, size: int) -> int:
+    """More than any row of ``size`` numbers ends with: one that needs ``size`` gets its exact trace."""
+    return max(probes, size) + _TOGETHER
+
+
 def add_probes(
     flow: LikelihoodFlow, nodes: Nodes, integral: TraceIntegral, target: float, end: Integration
 ) -> None:

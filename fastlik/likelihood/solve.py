@@ -39,6 +39,7 @@ _ADAMS_STATE_SHARE = 4.0
 _ADAMS_FIRST_STEP = 0.02
 # of a state of unit scale: with more than that, loose tolerances lose rows of rough networks
 _COARSEST_STATE = 0.03
+# the tolerance below which order 5 needs fewer steps than order 4
 _HIGH_ORDER_BELOW = 1e-4
 # the predictor's accumulated error, as an estimate of the corrector's
 _CORRECTED = 0.3

@@ -90,3 +90,26 @@ def test_quantisation_round_trip():
         x = quantisation.continuous(levels, torch.full((5, 1), u, dtype=torch.float64))
         assert torch.equal(quantisation.nearest(x), levels)
     assert torch.equal(quantisation.levels(levels / 4.0 * 10), levels)
+
+
+def test_dequantisation_draws_share_no_probe(monkeypatch):
+    """Not even those that a target adds: their noise is independent, as the standard error supposes."""
+    generator = torch.Generator().manual_seed(0)
+    axes, _ = torch.linalg.qr(torch.randn(20, 20, generator=generator, dtype=torch.float64))
+    covariance = (axes * torch.linspace(0.1, 0.4, 20).double() ** 2) @ axes.T
+    data = GaussianMixture([1.0], torch.zeros(1, 20), covariance[None])
+    model, levels = data.model(fastlik.VP()), Quantisation(17).nearest(data.sample(3, 1).clamp(-1, 1))
+    drawn, seen = fastlik.likelihood.flow.probe, []
+
+    def probe(kind, seed, rows, draw, node, like):
+        seen.append(draw)
+        return drawn(kind, seed, rows, draw, node, like)
+
+    monkeypatch.setattr(fastlik.likelihood.flow, "probe", probe)
+    options = dict(dequantize="uniform", bins=17, divergence="hutchinson", target_stderr=0.3)
+    fastlik.ode_nll(model, levels, **options)
+    first = set(seen)
+    seen.clear()
+    fastlik.ode_nll(model, levels, importance=2, **options)
+    second = set(seen) - first
+    assert len(first) > 1 and first < set(seen) and second and min(second) > max(first)

@@ -21,17 +21,7 @@ from .recognise import Unrecognised
 
 PRECISIONS = ("fp16", "fp16x2", "fp32")
 MAX_DIM, MAX_HIDDEN, WIDTHS = 16, 8, (64, 128)
-_ACTIVATIONS = (
-    "silu",
-    "gelu",
-    "gelu_tanh",
-    "tanh",
-    "sigmoid",
-    "softplus",
-    "elu",
-    "leaky_relu",
-    "sin",
-)
+_ACTIVATIONS = FUNCTIONS[: FUNCTIONS.index("cos")]
 
 
 @dataclass(frozen=True)
