@@ -112,4 +112,6 @@ def test_dequantisation_draws_share_no_probe(monkeypatch):
     seen.clear()
     fastlik.ode_nll(model, levels, importance=2, **options)
     second = set(seen) - first
-    assert len(first) > 1 and first < set(seen) and second and min(second) > max(first)
+    # the second draw adds about as many as the first, all of them new
+    assert len(first) > 4 and first < set(seen) and len(second) >= len(first) - 4
+    assert min(second) > max(first)
