@@ -54,8 +54,8 @@ def count(workload: Workload, run: Callable[[], object]) -> Cost:
 
     x, total = workload.x, len(workload.x)
     with torch.no_grad():
-        forward = flops(lambda: workload.net(x, torch.zeros(total)))
-    handle = workload.net.register_forward_pre_hook(hook)
+        forward = flops(lambda: workload.net(x, x.new_zeros(total)))
+    handle = workload.model.net.register_forward_pre_hook(hook)
     try:
         work = flops(run)
     finally:

@@ -52,8 +52,18 @@ class Method:
         return module.likelihood(workload, **options)
 
 
-FASTLIK = Method("fastlik", "fastlik_ode", "fastlik", 1e-3)
-FASTLIK_FROZEN = replace(FASTLIK, name="fastlik, frozen probe", options=(("probe_mode", "frozen"),))
+# with a mode of its own the network is evaluated in Python, where it can be counted: the same steps
+FASTLIK = Method(
+    "fastlik",
+    "fastlik_ode",
+    "fastlik",
+    1e-3,
+    options=(("mode", "jvp"),),
+    uncounted=(("mode", "auto"),),
+)
+FASTLIK_FROZEN = replace(
+    FASTLIK, name="fastlik, frozen probe", options=(("mode", "jvp"), ("probe_mode", "frozen"))
+)
 TORCHDIFFEQ = Method("torchdiffeq dopri5", "torchdiffeq_dopri5", "torchdiffeq", 1e-5)
 TORCHODE = Method("torchode dopri5", "torchode_dopri5", "torchode", 1e-5)
 SCORE_SDE = Method("scipy RK45 as in score_sde", "scipy_score_sde", "scipy", 1e-5, one_probe=True)

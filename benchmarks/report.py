@@ -67,7 +67,7 @@ def likelihood_table(results: dict) -> str:
         )
         for record in _ordered(results["likelihood"])
     ]
-    return _markdown([sum(header, ()), *rows])
+    return markdown([sum(header, ()), *rows])
 
 
 def _ordered(records: list[dict]) -> list[dict]:
@@ -101,10 +101,10 @@ def step_table(results: dict) -> str:
                 (op, shape, f"{seconds * 1e6:.0f}", f"{own * 1e6:.0f}", f"{seconds / own:.1f}x")
                 + (f"{native['gb_per_s']:.1f}", f"{native['copy_gb_per_s']:.1f}")
             )
-    return _markdown(rows)
+    return markdown(rows)
 
 
-def _markdown(rows: list[tuple[str, ...]]) -> str:
+def markdown(rows: list[tuple[str, ...]]) -> str:
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 

@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import fastlik
+from fastlik.nn.embedding import TimeEmbedding
+from fastlik.testing import GaussianMixture
 
-from .flow import Flow
+from .flow import Flow, NoiseOf
 from .ring import RingScore
 
 DATA = Path(__file__).parent / "data"
@@ -70,6 +72,63 @@ def load(name: str, net: nn.Module | None = None, *, hutchinson: bool) -> Worklo
     net = net or fastlik.load(DATA / name).net
     x, signs = tensors["x"], tensors["probe"]
     return Workload(name, net, x, signs, tensors["exact"], tensors["frozen"], hutchinson)
+
+
+@dataclass(frozen=True, eq=False)
+class ModelWorkload(Workload):
+    """A VP model of any parameterisation, float64: fastlik has it as it is, the peers a noise prediction."""
+
+    own: fastlik.ScoreModel | None = None
+
+    @property
+    def model(self) -> fastlik.ScoreModel:
+        return self.own
+
+
+def load_model(name: str, model: fastlik.ScoreModel) -> Workload:
+    """Exact traces of ``model`` in float64."""
+    tensors = load_file(DATA / name / "reference.safetensors")
+    x, signs, model = tensors["x"].double(), tensors["probe"].double(), model.double()
+    return ModelWorkload(
+        name, NoiseOf(model), x, signs, tensors["exact"], tensors["frozen"], hutchinson=False, own=model
+    )
+
+
+def mixture(name: str) -> GaussianMixture:
+    """Gaussian mixtures of 2, 16 and 64 dimensions: a ring, and eight or sixteen full covariances."""
+    makes = {
+        "mixture2": GaussianMixture.ring,
+        "mixture16": lambda: GaussianMixture.random(8, 16),
+        "mixture64": lambda: GaussianMixture.random(16, 64),
+    }
+    return makes[name]()
+
+
+def oracle(name: str) -> Workload:
+    """The closed-form score of a mixture."""
+    return load_model(name, mixture(name).model(fastlik.VP()))
+
+
+def edm_digits() -> Workload:
+    """8 x 8 digits as vectors of 64, in EDM's parameterisation: an MLP of 4 x 128 units."""
+    return load_model("edm_digits", fastlik.load(DATA / "edm_digits"))
+
+
+def ddpm_digits() -> Workload:
+    """The same data under DDPM's conventions: noise prediction, sinusoids up to sin(999 t)."""
+    return load_model("ddpm_digits", fastlik.load(DATA / "ddpm_digits", net=ddpm_model()))
+
+
+def edm_ring() -> Workload:
+    """The ring in EDM's parameterisation."""
+    return load_model("edm_ring", fastlik.load(DATA / "edm_ring"))
+
+
+def ddpm_model() -> fastlik.ScoreModel:
+    """An untrained MLP whose time embedding was made for integer steps."""
+    net = fastlik.nn.MLP(64, time_features=64)
+    net.embedding = TimeEmbedding(64, lowest=1e-4, highest=1.0)
+    return fastlik.wrap(net, fastlik.VP(), "noise", time="t", time_scale=999.0)
 
 
 def ring() -> Workload:

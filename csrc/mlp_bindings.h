@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "fastlik/quadrature.h"
 #include "isa.h"
 #include "mlp_chain_bindings.h"
 #include "reader.h"
@@ -176,6 +177,40 @@ void mlp_adaptive(const PackedMlp& packed, const py::tuple& sizes, const py::tup
   run(packed.net, a, threads);
 }
 
+void mlp_adams(const PackedMlp& packed, const py::tuple& sizes, const py::tuple& addresses,
+               const py::tuple& conditions, const py::tuple& trace, const py::tuple& span,
+               const py::tuple& tolerances, int threads) {
+  Reader size(sizes), tensor(addresses), clock(span), tolerance(tolerances);
+  MlpAdamsArgs a{};
+  a.in = read_rows(size.next<int64_t>(), tensor, conditions);
+  a.trace = read_trace(trace);
+  a.order = size.next<int64_t>();
+  a.max_steps = size.next<int64_t>();
+  if (a.order < 1 || a.order >= kMostNodes) throw std::length_error("an order that Adams' method has not");
+  a.clock.panels = size.next<int64_t>();
+  a.clock.coefficients = size.next<int64_t>();
+  a.clock.breaks = tensor.address<const double>();
+  a.clock.values = tensor.address<const double>();
+  a.y = tensor.address<void>();
+  for (double** target : {&a.t, &a.defect, &a.defect_square, &a.change, &a.variance, &a.quadrature})
+    *target = tensor.address<double>();
+  a.status = tensor.address<int32_t>();
+  for (int64_t** target : {&a.nfe, &a.steps, &a.rejected}) *target = tensor.address<int64_t>();
+  a.t0 = clock.next<double>();
+  a.t1 = clock.next<double>();
+  a.first_step = clock.next<double>();
+  a.rtol = tolerance.next<double>();
+  a.atol = tolerance.next<double>();
+  a.q_atol = tolerance.next<double>();
+  a.integral_share = tolerance.next<double>();
+  a.shrunk = tolerance.next<double>();
+  a.missed = tolerance.next<double>();
+  a.for_the_state = tolerance.next<double>();
+  const auto run = packed.is_double ? FASTLIK_CPU(mlp_adams<double>) : FASTLIK_CPU(mlp_adams<float>);
+  py::gil_scoped_release release;
+  run(packed.net, a, threads);
+}
+
 void define_mlp(py::module_& m) {
   py::class_<PackedMlp>(m, "Mlp")
       .def(py::init<bool, std::uintptr_t, const py::tuple&, const py::list&, const py::list&,
@@ -183,6 +218,7 @@ void define_mlp(py::module_& m) {
   m.def("mlp_evaluate", &mlp_evaluate);
   m.def("mlp_grid", &mlp_grid);
   m.def("mlp_adaptive", &mlp_adaptive);
+  m.def("mlp_adams", &mlp_adams);
 }
 
 }  // namespace

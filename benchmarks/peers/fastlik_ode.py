@@ -11,18 +11,22 @@ import fastlik
 from ..workloads import Workload
 
 
-def likelihood(workload: Workload, probe_mode: str = "fresh") -> Callable[[float], Tensor]:
+def likelihood(workload: Workload, **options: object) -> Callable[[float], Tensor]:
+    run = evaluator(workload, **options)
+    return lambda tolerance: run(tolerance).nats
+
+
+def evaluator(workload: Workload, **options: object) -> Callable[[float], fastlik.NLL]:
     divergence = "hutchinson" if workload.hutchinson else "exact"
 
-    def run(tolerance: float) -> Tensor:
-        result = fastlik.ode_nll(
+    def run(tolerance: float) -> fastlik.NLL:
+        return fastlik.ode_nll(
             workload.model,
             workload.x,
             tolerance=tolerance,
             divergence=divergence,
-            probe_mode=probe_mode,
             prior="standard",
+            **options,
         )
-        return result.nats
 
     return run

@@ -1,6 +1,6 @@
 """scipy's RK45 exactly as ``get_likelihood_fn`` of score_sde_pytorch (Song et al. 2021) calls it.
 
-One ODE for the whole batch in a float64 numpy vector, the network in float32; the drift is evaluated for
+One ODE for the whole batch in a float64 numpy vector, the network in x's dtype; the drift is evaluated for
 itself and once more inside the divergence; always one Rademacher probe, kept for the whole integration.
 """
 
@@ -21,8 +21,8 @@ def likelihood(workload: Workload) -> Callable[[float], Tensor]:
     flow, data, probe = workload.flow, workload.x, workload.signs
 
     def slope(t: float, state: np.ndarray) -> np.ndarray:
-        sample = torch.from_numpy(state[: -len(data)].reshape(data.shape)).float()
-        times = torch.ones(len(data)) * t
+        sample = torch.from_numpy(state[: -len(data)].reshape(data.shape)).to(data.dtype)
+        times = torch.ones(len(data), dtype=data.dtype) * t
         drift = flow.in_time(times, sample)
         _, divergence = with_divergence(lambda z: flow.in_time(times, z), sample, probe)
         return np.concatenate([drift.numpy().reshape(-1), divergence.numpy()])

@@ -14,7 +14,7 @@ from ..workloads import Workload
 
 def likelihood(workload: Workload, clock: str = "t") -> Callable[[float], Tensor]:
     (velocity, span), x = workload.flow.clocked(clock), workload.x
-    ends = torch.tensor(span)[:, None].expand(2, len(x))
+    ends = torch.tensor(span, dtype=x.dtype)[:, None].expand(2, len(x))
 
     def slope(t: Tensor, state: Tensor) -> Tensor:
         z = state[:, :-1].reshape(x.shape)

@@ -1,6 +1,7 @@
 // A multilayer perceptron's values and derivatives, and its likelihood ODE.  A tile of rows stays with
 // one thread, and in its caches, from beginning to end; no row's numbers depend on another's.
 #include "fastlik/cpu.h"
+#include "mlp_adams.h"
 #include "mlp_adaptive.h"
 #include "mlp_grid.h"
 
@@ -112,11 +113,23 @@ void mlp_adaptive(const MlpNetwork& net, const MlpAdaptiveArgs& a, int threads) 
   AdaptiveTile<T>(net, a, tile, workspace.of_thread()).run(queue);
 }
 
+template <class T>
+void mlp_adams(const MlpNetwork& net, const MlpAdamsArgs& a, int threads) {
+  if (a.in.rows == 0) return;
+  const Tile tile(a.in.rows, tangents_of(net, a.trace), threads);
+  const Workspace workspace(AdamsTile<T>::bytes(net, a, tile), threads);
+  Queue queue(a.in.rows);
+#pragma omp parallel num_threads(threads) if (tile.count > 1)
+  AdamsTile<T>(net, a, tile, workspace.of_thread()).run(queue);
+}
+
 template void mlp_evaluate<float>(const MlpNetwork&, const MlpEvaluateArgs&, int);
 template void mlp_evaluate<double>(const MlpNetwork&, const MlpEvaluateArgs&, int);
 template void mlp_grid<float>(const MlpNetwork&, const MlpGridArgs&, int);
 template void mlp_grid<double>(const MlpNetwork&, const MlpGridArgs&, int);
 template void mlp_adaptive<float>(const MlpNetwork&, const MlpAdaptiveArgs&, int);
 template void mlp_adaptive<double>(const MlpNetwork&, const MlpAdaptiveArgs&, int);
+template void mlp_adams<float>(const MlpNetwork&, const MlpAdamsArgs&, int);
+template void mlp_adams<double>(const MlpNetwork&, const MlpAdamsArgs&, int);
 
 }  // namespace fastlik::FASTLIK_ISA

@@ -5,59 +5,39 @@
 #include <cmath>
 
 #include "fastlik/cpu.h"
-#include "mlp_field.h"
+#include "mlp_tile.h"
 
 namespace fastlik::FASTLIK_ISA {
 namespace {
-
-// Rows of the batch that are still to be taken up; shared by the threads.
-class Queue {
- public:
-  explicit Queue(int64_t rows) : rows_(rows) {}
-  int64_t next() {  // -1: there is none
-    int64_t row;
-#pragma omp atomic capture
-    row = at_++;
-    return row < rows_ ? row : -1;
-  }
-
- private:
-  int64_t rows_, at_ = 0;
-};
 
 template <class T>
 class AdaptiveTile {
  public:
   static int64_t bytes(const MlpNetwork& net, const MlpAdaptiveArgs& a, const Tile& tile) {
     const int64_t columns = a.trace.columns();
-    return MlpEvaluator<T>::bytes(net, tile.rows, tile.tangents, false) +
-           (5 + a.stages) * cut_size<T>(tile.rows * net.dim) + cut_size<T>(net.dim) +
+    return TileField<T>::bytes(net, tile) + (5 + a.stages) * cut_size<T>(tile.rows * net.dim) + cut_size<T>(net.dim) +
            (2 + a.stages) * cut_size<double>(tile.rows * columns) +
-           7 * cut_size<double>(tile.rows) + 8 * cut_size<int64_t>(tile.rows) +
-           cut_size<Coefficients>(tile.rows) + cut_size<int32_t>(tile.rows) +
-           2 * cut_size<bool>(tile.rows);
+           8 * cut_size<double>(tile.rows) + 7 * cut_size<int64_t>(tile.rows) +
+           cut_size<int32_t>(tile.rows) + 2 * cut_size<bool>(tile.rows);
   }
 
   AdaptiveTile(const MlpNetwork& net, const MlpAdaptiveArgs& a, const Tile& tile, char* memory)
       : a_(a), dim_(net.dim), columns_(a.trace.columns()), capacity_(tile.rows),
-        evaluator_(net, tile.rows, tile.tangents, false, memory),
-        field_(evaluator_, a.trace, std::max<int64_t>(1, tile.tangents)) {
-    Cutter cutter(memory + MlpEvaluator<T>::bytes(net, tile.rows, tile.tangents, false));
+        field_(net, a.in, a.trace, a.clock, tile, memory) {
+    Cutter cutter(memory + TileField<T>::bytes(net, tile));
     const int64_t rows = tile.rows, size = rows * dim_;
     for (T** array : {&y_, &state_, &slope_, &packed_, &sensitivity_}) *array = cutter.take<T>(size);
     k_ = cutter.take<T>(a.stages * size);
     saved_ = cutter.take<T>(dim_);
     for (double** array : {&q_, &divergence_}) *array = cutter.take<double>(rows * columns_);
     kq_ = cutter.take<double>(a.stages * rows * columns_);
-    for (double** array : {&t_, &t_end_, &h_, &stage_t_, &error_prev_, &defect_, &error_})
+    for (double** array : {&t_, &t_end_, &h_, &stage_t_, &packed_t_, &error_prev_, &defect_, &error_})
       *array = cutter.take<double>(rows);
     for (int64_t** array :
-         {&row_, &loaded_, &list_, &ids_, &nodes_, &steps_, &refused_, &evaluations_})
+         {&row_, &packed_row_, &list_, &nodes_, &steps_, &refused_, &evaluations_})
       *array = cutter.take<int64_t>(rows);
-    coefficients_ = cutter.take<Coefficients>(rows);
     status_ = cutter.take<int32_t>(rows);
     for (bool** array : {&accepted_, &rejected_}) *array = cutter.take<bool>(rows);
-    std::fill_n(loaded_, rows, int64_t(-1));
   }
 
   void run(Queue& queue) {
@@ -156,7 +136,7 @@ class AdaptiveTile {
       combine_stage(s);
       evaluate(s, count_, state_);
     }
-    find_sensitivity();
+    field_.sensitivity(count_, stage_t_, state_, k(a_.stages - 1, 0), sensitivity_);
     finish_step();
   }
 
@@ -179,47 +159,17 @@ class AdaptiveTile {
     if (rows == 0) return;
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t at = list_[i];
-      const MlpClockValues values = clock_values(a_.clock, stage_t_[at]);
-      *evaluator_.time(i) = T(values.time);
-      coefficients_[i] = {values.input_scale, values.of_state, values.of_output};
       std::memcpy(packed_ + i * dim_, states + at * dim_, dim_ * sizeof(T));
-      ids_[i] = a_.in.ids[row_[at]];
+      packed_t_[i] = stage_t_[at];
+      packed_row_[i] = row_[at];
       nodes_[i] = steps_[at];
     }
-    evaluator_.run_times(rows);
-    load_conditions(rows);
-    if (columns_ == 0)
-      field_.value(rows, packed_, coefficients_, slope_);
-    else
-      field_.value_and_divergence(rows, packed_, coefficients_, ids_, nodes_, slope_, divergence_);
+    field_.evaluate(rows, packed_row_, packed_t_, packed_, nodes_, slope_, divergence_);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t at = list_[i];
       std::copy_n(slope_ + i * dim_, dim_, k(s, at));
       std::copy_n(divergence_ + i * columns_, columns_, kq(s, at));
       ++evaluations_[at];
-    }
-  }
-
-  void load_conditions(int64_t rows) {
-    bool changed = false;
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t row = row_[list_[i]];
-      if (loaded_[i] == row) continue;
-      loaded_[i] = row;
-      field_.load_conditions(a_.in, i, row);
-      changed = true;
-    }
-    if (changed) evaluator_.run_conditions(rows);
-  }
-
-  // grad_z log p at the last stage, by the model's own score: -z - slope / (rate tan(angle)).
-  void find_sensitivity() const {
-    const T* slope = k(a_.stages - 1, 0);
-    for (int64_t i = 0; i < count_; ++i) {
-      const MlpClockValues values = clock_values(a_.clock, stage_t_[i]);
-      const T gain = T(values.cosine / std::fmax(values.sine, 1e-12));
-      for (int64_t j = i * dim_; j < (i + 1) * dim_; ++j)
-        sensitivity_[j] = -state_[j] - gain * slope[j];
     }
   }
 
@@ -298,13 +248,11 @@ class AdaptiveTile {
   int64_t count_ = 0;
   T *y_, *state_, *slope_, *packed_, *sensitivity_, *k_, *saved_;
   double *q_, *divergence_, *kq_;
-  double *t_, *t_end_, *h_, *stage_t_, *error_prev_, *defect_, *error_;
-  int64_t *row_, *loaded_, *list_, *ids_, *nodes_, *steps_, *refused_, *evaluations_;
-  Coefficients* coefficients_;
+  double *t_, *t_end_, *h_, *stage_t_, *packed_t_, *error_prev_, *defect_, *error_;
+  int64_t *row_, *packed_row_, *list_, *nodes_, *steps_, *refused_, *evaluations_;
   int32_t* status_;
   bool *accepted_, *rejected_;
-  MlpEvaluator<T> evaluator_;
-  MlpField<T> field_;
+  TileField<T> field_;
 };
 
 }  // namespace

@@ -94,6 +94,9 @@ class MlpField {
   MlpField(MlpEvaluator<T>& evaluator, const MlpTrace& trace, int64_t group)
       : evaluator_(evaluator), trace_(trace), group_(group), dim_(evaluator.net().dim) {}
 
+  // From now on, of probes v, v_i (Jv)_i also goes to parts (rows, probes, dim).
+  void keep_parts(double* parts) { parts_ = parts; }
+
   void load_conditions(const MlpRows& in, int64_t line, int64_t row) {
     const MlpNetwork& net = evaluator_.net();
     for (int c = 0; c < net.condition_count; ++c) {
@@ -135,7 +138,7 @@ class MlpField {
       if (first == 0) take_slopes(rows, state, c, slope);
       for (int64_t k = 0; k < count; ++k)
         for (int64_t r = 0; r < rows; ++r)
-          add_product((1 + k) * rows + r, first + k, c[r], divergence + r * columns);
+          add_product((1 + k) * rows + r, r, first + k, c[r], divergence + r * columns);
     }
   }
 
@@ -169,7 +172,8 @@ class MlpField {
   }
 
   // v' J v of one tangent's line, or its diagonal entry of J.
-  void add_product(int64_t line, int64_t index, const Coefficients& c, double* divergence) const {
+  void add_product(int64_t line, int64_t row, int64_t index, const Coefficients& c,
+                   double* divergence) const {
     const T *v = evaluator_.input(line), *product = evaluator_.output(line);
     const double of_network = c.of_output * c.input_scale;
     if (trace_.mode == kExact) {
@@ -182,11 +186,16 @@ class MlpField {
       quadratic += double(v[i]) * double(product[i]);
     }
     divergence[index] += c.of_state * square + of_network * quadratic;
+    if (!parts_) return;
+    double* parts = parts_ + (row * trace_.probes + index) * dim_;
+    for (int64_t i = 0; i < dim_; ++i)
+      parts[i] = double(v[i]) * (c.of_state * double(v[i]) + of_network * double(product[i]));
   }
 
   MlpEvaluator<T>& evaluator_;
   const MlpTrace& trace_;
   const int64_t group_, dim_;
+  double* parts_ = nullptr;
 };
 
 template <class T>

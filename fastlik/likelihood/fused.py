@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,6 +18,7 @@ from ..ops.mlp.native import Divergence, Packed
 from ..ops.mlp.recognise import Unrecognised, recognise
 from ..ops.rk_step import Controller, Status
 from ..schedule import DiscreteVP
+from ..solvers.adams import INTEGRAL_SHARE, JUMP_ERROR, JUMP_MISSED, JUMP_SHRUNK
 from ..solvers.adaptive import Tolerance
 from ..solvers.clock import Clock
 from ..solvers.system import Integration
@@ -71,9 +72,7 @@ class Fused:
         """As ``fastlik.solvers.adaptive.integrate`` of a LikelihoodFlow, all rows from u0 to u1."""
         if u0 == u1:
             q = None if trace is None else z.new_zeros(len(z), trace.columns, dtype=torch.float64)
-            still = Integration.start(z, q, torch.full((len(z),), u0, dtype=torch.float64))
-            still.status.fill_(int(Status.DONE))
-            return still
+            return self._still(z, u0, q)
         fields = self.packed.integrate_adaptive(
             z,
             self.condition,
@@ -94,6 +93,49 @@ class Fused:
             max_steps=max_steps,
         )
         return Integration(**fields)
+
+    def integrate_adams(
+        self,
+        z: Tensor,
+        u0: float,
+        u1: float,
+        tolerance: Tolerance,
+        trace: Trace | None,
+        rows: Tensor,
+        *,
+        order: int,
+        first_step: float,
+        max_steps: int,
+    ) -> tuple[Integration, Tensor]:
+        """As ``fastlik.solvers.adams.integrate_adams`` of a LikelihoodFlow with its companion, and of the
+        TraceIntegral over the nodes its value, variance and discretisation, (3, B) float64."""
+        if u0 == u1:
+            return self._still(z, u0), z.new_zeros(3, len(z), dtype=torch.float64)
+        fields, integral = self.packed.integrate_adams(
+            z,
+            self.condition,
+            self._clock_table(u0, u1),
+            (u0, u1),
+            (tolerance.rtol, tolerance.atol, tolerance.q_atol),
+            (INTEGRAL_SHARE, JUMP_SHRUNK, JUMP_MISSED, JUMP_ERROR),
+            self._divergence(trace),
+            rows,
+            order,
+            first_step,
+            max_steps,
+        )
+        return Integration(**fields), integral
+
+    def take(self, index: Tensor) -> Fused:
+        """The same for some of the rows."""
+        return replace(self, condition={name: value[index] for name, value in self.condition.items()})
+
+    @staticmethod
+    def _still(z: Tensor, u: float, q: Tensor | None = None) -> Integration:
+        """Rows that are where they should go."""
+        still = Integration.start(z, q, torch.full((len(z),), u, dtype=torch.float64))
+        still.status.fill_(int(Status.DONE))
+        return still
 
     def _divergence(self, trace: Trace | None) -> Divergence:
         if trace is None:

@@ -92,12 +92,9 @@ class _Solved(torch.autograd.Function):
 
 
 def attach(flow: LikelihoodFlow, path: Path, z: Tensor, end: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
-    """``end`` and ``change`` with a graph to z, the model's parameters and the conditions, if z requires
-    gradients and grad mode is on; else as they are: a plain evaluation yields plain tensors."""
+    """``end`` and ``change`` with a graph to z, the model's parameters and the conditions."""
     sources = [*flow.model.parameters(), *(v for v in flow.condition.values() if isinstance(v, Tensor))]
     leaves = [source for source in sources if source.requires_grad]
-    if not (torch.is_grad_enabled() and z.requires_grad):
-        return end, change
     return _Solved.apply(flow, path, end, change, z, *leaves)
 
 

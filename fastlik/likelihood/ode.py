@@ -200,7 +200,9 @@ def _chunk_size(chunk: str | int, x: Tensor) -> int:
     if chunk != "auto":
         checks.check_count("chunk", chunk)
         return chunk
-    return max(16, 2**22 // max(1, x[:1].numel()))
+    size = max(16, 2**22 // max(1, x[:1].numel()))
+    # a kernel's call on the CPU cannot be interrupted; this many rows take it a few seconds
+    return min(size, 2**14) if x.is_cpu else size
 
 
 def _importance_weighted(parts: list[NLL]) -> NLL:

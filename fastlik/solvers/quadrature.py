@@ -34,6 +34,23 @@ def lagrange_basis(nodes: Tensor, valid: Tensor, at: Tensor) -> Tensor:
     return torch.where(valid, distance.prod(-1, keepdim=True) / distance / _gaps(nodes, valid), 0.0)
 
 
+def residuals(t: Tensor, count: Tensor, values: Tensor, points: int) -> Tensor:
+    """(B, N) how far each value is from the polynomial through its ``points`` nearest nodes without it.
+
+    In units of independent noise of the values: for white noise of variance s^2 their mean square is s^2.
+    t, count: as for :func:`node_weights`; values (B, N), 0 beyond the count, where the residual is 0 too.
+    """
+    number = torch.arange(t.shape[1], device=t.device)
+    first = torch.minimum(number - points // 2, count[:, None] - points - 1).clamp(min=0)
+    index = first[..., None] + torch.arange(points + 1, device=t.device)
+    others = (index < count[:, None, None]) & (index != number[:, None])
+    index = index.clamp(max=t.shape[1] - 1)
+    nodes, near = (v.gather(1, index.flatten(1)).reshape(index.shape) for v in (t, values))
+    basis = lagrange_basis(nodes, others, t)
+    residual = (values - (basis * near).sum(-1)) / (1 + basis.square().sum(-1)).sqrt()
+    return residual.masked_fill(number >= count[:, None], 0.0)
+
+
 def _gaps(nodes: Tensor, valid: Tensor) -> Tensor:
     """(..., k) product over the other valid nodes of node - other."""
     own = torch.eye(nodes.shape[-1], dtype=torch.bool, device=nodes.device)

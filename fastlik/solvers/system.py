@@ -34,7 +34,8 @@ class Integration:
 
     y (B, *event), q (B, K) float64 or None; status (B,) int32 codes of :class:`Status`; t (B,) the
     time reached; nfe, steps, rejected (B,) int64; defect (B,) float64: the accumulated estimate of the
-    answer's local errors, zero without an error estimate.
+    answer's local errors, zero without an error estimate; defect_square (B,) float64: the sum of their
+    squares, or None where the solver has not got it.
     """
 
     y: Tensor
@@ -45,6 +46,7 @@ class Integration:
     steps: Tensor
     rejected: Tensor
     defect: Tensor
+    defect_square: Tensor | None = None
 
     @classmethod
     def start(cls, y: Tensor, q: Tensor | None, t: Tensor) -> Integration:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastlik.solvers.quadrature import lagrange_basis, lagrange_weights, node_weights
+from fastlik.solvers.quadrature import lagrange_basis, lagrange_weights, node_weights, residuals
 
 
 def uneven(rows, n):
@@ -57,3 +57,17 @@ def test_extrapolation_and_interpolation_reproduce_a_cubic():
     basis = lagrange_basis(nodes, valid, end)
     torch.testing.assert_close((basis * cubic(nodes)).sum(1), cubic(end))
     assert (basis[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize("points", [4, 6])
+def test_residuals_vanish_for_polynomials_and_are_the_size_of_noise(points):
+    t, count = uneven(400, 20), torch.full((400,), 20)
+    count[:3] = torch.tensor([1, 3, points + 1])
+    used = torch.arange(20) < count[:, None]
+    smooth = residuals(t, count, torch.where(used, t**3 - 2 * t, 0.0), points)
+    assert smooth[2:].abs().max() < 1e-10 and (smooth[~used] == 0).all()
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(400, 20, dtype=torch.float64, generator=generator)
+    mean_square = residuals(t, count, torch.where(used, noise, 0.0), points)[3:].square().mean().item()
+    # 397 independent rows, whose mean squares over correlated nodes differ by about 0.4: four standard errors
+    assert mean_square == pytest.approx(1, abs=0.08)

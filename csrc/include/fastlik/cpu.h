@@ -21,6 +21,8 @@
   void mlp_grid(const MlpNetwork&, const MlpGridArgs&, int threads);      \
   template <class T>                                                      \
   void mlp_adaptive(const MlpNetwork&, const MlpAdaptiveArgs&, int threads); \
+  template <class T>                                                      \
+  void mlp_adams(const MlpNetwork&, const MlpAdamsArgs&, int threads);    \
   }
 FASTLIK_DECLARE(baseline)
 FASTLIK_DECLARE(avx2)

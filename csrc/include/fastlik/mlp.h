@@ -167,4 +167,20 @@ struct MlpAdaptiveArgs {
   int64_t *nfe, *steps, *rejected;
 };
 
+// The same by Adams' method, one evaluation a step, the trace by quadrature over the nodes: change is its
+// integral, variance what the probes leave of it, quadrature its error.
+struct MlpAdamsArgs {
+  MlpRows in;
+  MlpTrace trace;
+  MlpClock clock;
+  double t0, t1, first_step;
+  double rtol, atol, q_atol, integral_share;
+  double shrunk, missed, for_the_state;  // what tells a jump
+  int64_t order, max_steps;
+  void* y;
+  double *t, *defect, *defect_square, *change, *variance, *quadrature;
+  int32_t* status;
+  int64_t *nfe, *steps, *rejected;
+};
+
 }  // namespace fastlik

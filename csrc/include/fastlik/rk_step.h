@@ -19,7 +19,8 @@ namespace fastlik {
 constexpr int kMaxStages = 32;
 
 // The values of fastlik.solvers.status.Status.
-enum Status : int32_t { kRunning = 0, kDone = 1, kUnderflow = 2, kNonFinite = 3, kMaxSteps = 4 };
+enum Status : int32_t { kRunning = 0, kDone = 1, kUnderflow = 2, kNonFinite = 3, kMaxSteps = 4,
+                        kInaccurate = 5, kDiscontinuous = 6 };
 
 struct Controller {
   double order, safety, min_factor, max_factor, beta;

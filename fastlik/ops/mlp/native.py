@@ -219,6 +219,48 @@ class Packed:
         )
         return {"y": y, "q": q if divergence.columns else None, "status": status, **numbers, **counts}
 
+    def integrate_adams(
+        self,
+        z: Tensor,
+        conditions: dict[str, Tensor],
+        clock: ClockTable,
+        span: tuple[float, float],
+        tolerances: tuple[float, float, float],
+        judgement: tuple[float, float, float, float],
+        divergence: Divergence,
+        rows: Tensor,
+        order: int,
+        first_step: float,
+        max_steps: int,
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The fields of ``fastlik.solvers.system.Integration``, and the trace's integral, its variance by the
+        probes and its quadrature's error, (3, B) float64.
+
+        tolerances: rtol and atol of the state, and nats of the answer.  judgement: the constants
+        INTEGRAL_SHARE, JUMP_SHRUNK, JUMP_MISSED and JUMP_ERROR of ``fastlik.solvers.adams``.
+        """
+        z, rows = z.contiguous(), rows.contiguous()
+        kept, addresses = self._conditions(conditions)
+        batch = len(z)
+        counts = {name: torch.empty(batch, dtype=torch.int64) for name in ("nfe", "steps", "rejected")}
+        names = ("t", "defect", "defect_square")
+        numbers = {name: torch.empty(batch, dtype=torch.float64) for name in names}
+        integral = torch.empty(3, batch, dtype=torch.float64)
+        y, status = torch.empty_like(z), torch.empty(batch, dtype=torch.int32)
+        tensors = (z, rows, clock.breaks, clock.values, y, *numbers.values(), *integral, status)
+        call_native(
+            "mlp_adams",
+            z,
+            self.handle,
+            (batch, order, max_steps, len(clock.breaks) - 1, clock.values.shape[2]),
+            tuple(map(address, (*tensors, *counts.values()))),
+            addresses,
+            divergence.arguments,
+            (*span, first_step),
+            (*tolerances, *judgement),
+        )
+        return {"y": y, "q": None, "status": status, **numbers, **counts}, integral
+
 
 def _view(view: View | None) -> tuple[int, int, int]:
     return _NO_VIEW if view is None else (view.buffer, view.offset, view.width)

@@ -14,6 +14,7 @@ class Status(IntEnum):
     NON_FINITE = 3
     MAX_STEPS = 4
     INACCURATE = 5
+    DISCONTINUOUS = 6
 
     @property
     def description(self) -> str:
@@ -28,4 +29,5 @@ _DESCRIPTIONS = {
     Status.NON_FINITE: "the right-hand side or the state became NaN or infinite",
     Status.MAX_STEPS: "the maximum number of steps was used up before the end of the time span",
     Status.INACCURATE: "the estimated error stayed above five times the tolerance",
+    Status.DISCONTINUOUS: "the right-hand side jumps, or all but jumps, which its divergence does not show",
 }
