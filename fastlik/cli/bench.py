@@ -28,11 +28,15 @@ def bench(
     They measure time and error of fastlik and of its peers, side by side.  The workloads are
     fixed, so there is no --seed.  --device cpu hides the GPUs.
 
+    `fastlik bench work-precision` draws error against network evaluations for every method and peer, as a
+    table and a picture: --workload NAME ..., --method PART ..., --out FOLDER.
+
     \b
     Examples:
       fastlik bench
       fastlik bench -k mlp
       fastlik bench --json > benchmarks.json
+      fastlik bench work-precision --workload edm_digits --out build
     """
     root = Path(fastlik.__file__).parents[1]
     if not (root / "benchmarks").is_dir():
@@ -41,6 +45,11 @@ def bench(
             "repository and install it with `pip install -e .[bench,test]`"
         )
     visible = {} if choose_device(device).type == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
+    if selection[:1] == ["work-precision"]:
+        options = [*selection[1:], *(["--json"] if as_json else [])]
+        command = [sys.executable, "-m", "benchmarks.work_precision", *options]
+        environment = os.environ | visible | {"PYTHONPATH": str(root)}
+        raise typer.Exit(FAILED if subprocess.run(command, env=environment).returncode else 0)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pytest", "benchmarks/", "--benchmark-only", *selection]

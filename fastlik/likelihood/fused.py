@@ -38,6 +38,11 @@ class Fused:
     packed: Packed
     condition: dict[str, Tensor]
 
+    @property
+    def has_closed_form(self) -> bool:
+        """Whether the exact divergence takes no tangents."""
+        return self.packed.program.trace is not None
+
     def ode(self, u: Tensor) -> Ode:
         """dz/du at clock values u (N,) float64, as an affine function of z and the network's output."""
         return _ode(self.model, self.clock, u)
@@ -141,7 +146,7 @@ class Fused:
         if trace is None:
             return Divergence("none")
         if trace.exact:
-            return Divergence("exact" if self.packed.program.trace is None else "closed form")
+            return Divergence("closed form" if self.has_closed_form else "exact")
         return Divergence("probes", trace.probes, trace.kind, trace.seed, trace.first_draw, trace.fresh)
 
     def _clock_table(self, u0: float, u1: float) -> ClockTable:

@@ -27,13 +27,14 @@ from .inputs import (
     check_target,
     choose_quantisation,
     dequantised,
+    parameter_dtype,
     row_target,
     time_span,
 )
 from .prior import choose_prior, prior_mismatch
 from .probing import most_probes
 from .result import NLL, EvaluationInterrupted, warn_of_failures
-from .solve import Problem, solve
+from .solve import Problem, solve, with_closed_form
 
 
 def ode_nll(
@@ -78,7 +79,8 @@ def ode_nll(
             double a fixed grid until the tolerance is met.
         tolerance: discretisation error aimed at, in nats per dimension.  With "adams", a row whose
             estimated error misses it is solved again, and flagged where that does not help.
-        divergence: "exact" (d tangents), "hutchinson", or "auto": exact up to 16 dimensions.
+        divergence: "exact" (d tangents), "hutchinson", or "auto": exact up to 16 dimensions, and where a
+            kernel has it in closed form (on the CPU, MLPs of one or two hidden layers).
         probes, probe, probe_mode: Hutchinson probes per row, "rademacher" or "gaussian", drawn anew for
             each step ("fresh", less variance) or kept along the ODE ("frozen", as published).  Each row
             has a standard error from two probes on, with "adams" and fresh probes from the first.
@@ -142,6 +144,9 @@ def ode_nll(
         backend=backend,
         target_stderr=row_target(target_stderr, len(x)),
     )
+    if divergence == "auto":
+        dtype = x.dtype if x.is_floating_point() else parameter_dtype(model)
+        problem = with_closed_form(problem, x.to(dtype), condition)
     # each dequantisation draw has probes of its own, added ones too
     stride = probes if target_stderr is None else most_probes(probes, size)
     protocol = _protocol(problem, size, quantisation, dequantize, importance)

@@ -146,19 +146,29 @@ def integrate_flow(
         nothing = u.new_zeros(0)
         return Solution(Integration.start(z, None, nothing), nothing, nothing, nothing)
     if problem.method == "adams":
-        kernel = None if differentiable or problem.target_stderr is not None else _kernel(problem, flow, z, u)
+        kernel = None if differentiable or problem.target_stderr is not None else _kernel(problem, z, u, flow.condition)
         return _solve_adams(problem, flow, z, u, kernel, differentiable)
     tableau = TABLEAUS[problem.method]
     if tableau.adaptive:
-        return _solve_adaptive(problem, tableau, flow, z, u, _kernel(problem, flow, z, u))
+        return _solve_adaptive(problem, tableau, flow, z, u, _kernel(problem, z, u, flow.condition))
     return _solve_fixed(problem, tableau, flow, z, u)
 
 
-def _kernel(problem: Problem, flow: LikelihoodFlow, z: Tensor, u: Tensor) -> Fused | None:
+def with_closed_form(problem: Problem, x: Tensor, condition: dict) -> Problem:
+    """The problem with the exact trace where that costs no tangents: MLPs of one or two hidden layers."""
+    if x.requires_grad or problem.trace.exact:
+        return problem
+    kernel = _kernel(problem, x, problem.ends(x.device)[1], condition)
+    if kernel is None or not kernel.has_closed_form:
+        return problem
+    return replace(problem, trace=replace(problem.trace, exact=True))
+
+
+def _kernel(problem: Problem, z: Tensor, u: Tensor, condition: dict) -> Fused | None:
     """The native kernel of the whole ODE, or None; the log of level debug says why."""
     if problem.backend == "torch" or (problem.trace is not None and problem.trace.mode != "auto"):
         return None
-    found = fuse(problem.model, problem.clock, z, tuple(u.tolist()), flow.condition)
+    found = fuse(problem.model, problem.clock, z, tuple(u.tolist()), condition)
     if isinstance(found, str):
         _LOG.debug("no kernel integrates this model's ODE: %s", found)
         return None

@@ -32,3 +32,18 @@ def test_pytest_runs_in_the_checkout(cli, monkeypatch, tmp_path):
     assert seen["command"][:5] == [sys.executable, "-m", "pytest", "benchmarks/", "--benchmark-only"]
     assert seen["command"][5:7] == ["-k", "mlp"]
     assert seen["cwd"] == tmp_path and seen["env"]["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_work_precision_runs_where_the_user_is(cli, monkeypatch):
+    seen = {}
+
+    def run(command, **options):
+        seen.update(command=command, **options)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    result = cli("bench", "work-precision", "--workload", "edm_ring", "--out", "there", "--json")
+    assert result.exit_code == 0
+    assert seen["command"][1:3] == ["-m", "benchmarks.work_precision"]
+    assert seen["command"][3:] == ["--workload", "edm_ring", "--out", "there", "--json"]
+    assert "cwd" not in seen and seen["env"]["PYTHONPATH"]

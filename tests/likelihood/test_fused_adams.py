@@ -205,6 +205,23 @@ def test_likelihoods_are_the_general_paths(options, monkeypatch):
     assert torch.equal(fast.nfe, slow.nfe) and torch.equal(fast.status, slow.status)
 
 
+def test_the_closed_form_is_taken_where_there_is_one():
+    """An MLP of two hidden layers in 24 dimensions: no probes, and the numbers of 24 tangents."""
+    torch.manual_seed(0)
+    net = fastlik.nn.MLP(24, width=32, depth=2).double()
+    nn.init.normal_(net.out.weight, std=0.1)
+    model = fastlik.wrap(net, fastlik.VP(), "noise", time="log_snr", time_scale=-1 / 8)
+    x = torch.randn(5, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    result = fastlik.ode_nll(model, x)
+    assert result.protocol["divergence"] == "exact" and not result.stderr.any()
+    tangents = fastlik.ode_nll(model, x, divergence="exact", mode="jvp")
+    torch.testing.assert_close(result.nats, tangents.nats, rtol=0, atol=1e-6)
+    assert fastlik.ode_nll(model, x, backend="torch").protocol["divergence"] == "hutchinson"
+    levels = torch.zeros(2, 24, dtype=torch.int64)
+    discrete = fastlik.ode_nll(model, levels, dequantize="uniform", bins=4)
+    assert discrete.protocol["divergence"] == "exact"
+
+
 def test_gradients_and_targets_take_the_general_path(monkeypatch):
     model = model_of()
     x, _, _ = problem(model, 3)
