@@ -86,7 +86,7 @@ TRAINED = {
 
 @pytest.mark.parametrize("name", TRAINED)
 def bench_trained_networks(benchmark, name):
-    """Exact traces at default settings: error, its estimate, and evaluations of the slowest row and on average."""
+    """Exact traces at default settings: error, its estimate, and evaluations."""
     make, most, target = TRAINED[name]
     workload = make()
     options = {"divergence": "exact", "prior": "standard"}
@@ -125,5 +125,6 @@ def bench_probe_variance_on_trained_digits(benchmark):
     fresh = benchmark.pedantic(fastlik.ode_nll, (workload.model, workload.x), options, rounds=1)
     frozen = fastlik.ode_nll(workload.model, workload.x, probe_mode="frozen", probes=8, **options)
     ratio = (8 * frozen.stderr.square().mean() / fresh.stderr.square().mean()).item()
-    benchmark.extra_info |= {"evaluations": fresh.nfe.double().mean().item(), "frozen / fresh variance": ratio}
-    assert ratio >= 4
+    evaluations = fresh.nfe.double().mean().item()
+    benchmark.extra_info |= {"evaluations": evaluations, "frozen / fresh variance": ratio}
+    assert ratio >= 4 and evaluations <= 36

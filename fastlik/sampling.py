@@ -116,7 +116,7 @@ def _reverse_ode(
     if not return_nll:
         return samples
     # the change was integrated from the prior to the data
-    return samples, as_nll(problem, solution._replace(change=-solution.change), latent)
+    return samples, as_nll(problem, solution._replace(change=-solution.change), latent, scale)
 
 
 def _reverse_sde(problem: Problem, latent: Tensor, steps: int, condition: dict, seed: int) -> Tensor:

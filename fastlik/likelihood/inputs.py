@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -133,10 +135,10 @@ def time_span(model: ScoreModel, t_min: float | None, t_max: float | None) -> tu
             f"[{schedule.t_min:.6g}, {schedule.t_max:.6g}]"
         )
     ends = (low, high) if schedule.t_data <= schedule.t_prior else (high, low)
-    for t in ends:
-        time = torch.tensor([t], dtype=torch.float64)
-        affine = coefficients("v", model.predicts, schedule, time, model.sigma_data)
-        if not all(bool(value.isfinite().all()) for value in affine):
+    times = torch.tensor(ends, dtype=torch.float64)
+    affine = coefficients("v", model.predicts, schedule, times, model.sigma_data)
+    for t, of_x, of_output in zip(ends, *(value.tolist() for value in affine), strict=True):
+        if not (math.isfinite(of_x) and math.isfinite(of_output)):
             raise ValueError(
                 f"a prediction of {model.predicts!r} does not determine the ODE at t={t:.6g}, where alpha or "
                 f"sigma is 0: shorten the interval with t_min= / t_max= (for example by 1e-3), or use a "

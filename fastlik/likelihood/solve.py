@@ -132,7 +132,7 @@ def solve(problem: Problem, x: Tensor, rows: Tensor, condition: dict) -> NLL:
     if solution.path is not None:
         end, change = attach(flow, solution.path, z, end, solution.change)
         solution = solution._replace(change=change)
-    return as_nll(problem, solution, end * scale[1].to(x.dtype))
+    return as_nll(problem, solution, end * scale[1].to(x.dtype), scale)
 
 
 def integrate_flow(
@@ -146,7 +146,8 @@ def integrate_flow(
         nothing = u.new_zeros(0)
         return Solution(Integration.start(z, None, nothing), nothing, nothing, nothing)
     if problem.method == "adams":
-        kernel = None if differentiable or problem.target_stderr is not None else _kernel(problem, z, u, flow.condition)
+        needs_nodes = differentiable or problem.target_stderr is not None
+        kernel = None if needs_nodes else _kernel(problem, z, u, flow.condition)
         return _solve_adams(problem, flow, z, u, kernel, differentiable)
     tableau = TABLEAUS[problem.method]
     if tableau.adaptive:
@@ -175,10 +176,9 @@ def _kernel(problem: Problem, z: Tensor, u: Tensor, condition: dict) -> Fused | 
     return found
 
 
-def as_nll(problem: Problem, solution: Solution, latent: Tensor) -> NLL:
-    """The result for rows integrated from the data to the prior."""
+def as_nll(problem: Problem, solution: Solution, latent: Tensor, scale: Tensor) -> NLL:
+    """The result for rows integrated from the data to the prior, where the scales are ``scale`` (2,)."""
     end = solution.end
-    scale, _ = problem.ends(latent.device)
     size = max(1, latent[:1].numel())
     nats = -(problem.log_prior(latent) + solution.change + size * (scale[1] / scale[0]).log())
     failed = (end.status != Status.DONE) | ~nats.isfinite()
