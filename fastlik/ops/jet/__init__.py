@@ -1,0 +1,85 @@
+"""Jets of the first order through pointwise functions and group normalisation, in one pass over memory.
+
+Results are (1 + K, *shape), value first, in one allocation and in x's order of memory (channels last or not).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..dispatch import choose
+from . import native, reference
+
+__all__ = ["FUNCTIONS", "activation", "group_norm"]
+
+FUNCTIONS = ("silu", "gelu", "gelu_tanh", "tanh", "sigmoid", "softplus")
+
+
+def activation(
+    x: Tensor, tangents: Tensor, function: str, parameter: float = 1.0, backend: str = "auto"
+) -> Tensor:
+    """f(x) and f'(x) t_k.
+
+    Args:
+        x: (*shape), float32 or float64.
+        tangents: (K, *shape).
+        function: one of ``FUNCTIONS``.
+        parameter: of softplus, its beta.
+        backend: "auto", "native" or "torch"; "native" is not differentiable.
+    """
+    if choose("jet", backend, x, tangents) == "torch":
+        value, products = reference.activation(x, tangents, function, parameter)
+        return torch.cat((value[None], products))
+    x, tangents, _ = _dense(x, tangents)
+    out = _stack(x, len(tangents))
+    native.activation(x, tangents, out, function, parameter)
+    return out
+
+
+def group_norm(
+    x: Tensor,
+    tangents: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    backend: str = "auto",
+) -> Tensor:
+    """torch.nn.functional.group_norm of x and its derivatives.
+
+    Args:
+        x: (B, C, *event), float32 or float64.
+        tangents: (K, *x.shape).
+        groups: a divisor of C.
+        weight, bias: (C,), dtype of x.
+        backend: "auto", "native" or "torch"; "native" is not differentiable.
+    """
+    if choose("jet", backend, x, tangents) == "torch":
+        value, products = reference.group_norm(x, tangents, groups, weight, bias, eps)
+        return torch.cat((value[None], products))
+    x, tangents, last = _dense(x, tangents)
+    out = _stack(x, len(tangents))
+    weight, bias = (None if each is None else each.to(x.dtype).contiguous() for each in (weight, bias))
+    native.group_norm(x, tangents, out, groups, weight, bias, eps, last)
+    return out
+
+
+def _dense(x: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """x and tangents without gaps in one order of memory, and whether it has channels last."""
+    last = is_channels_last(x)
+    if not last:
+        x = x.contiguous()
+    strides = (x.numel(), *x.stride())
+    if tangents.stride() != strides and not (tangents.is_contiguous() and x.is_contiguous()):
+        order = torch.channels_last if last else torch.contiguous_format
+        tangents = tangents.flatten(0, 1).contiguous(memory_format=order).unflatten(0, tangents.shape[:2])
+    return x, tangents, last
+
+
+def is_channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _stack(x: Tensor, count: int) -> Tensor:
+    return x.new_empty_strided((1 + count, *x.shape), (x.numel(), *x.stride()))
