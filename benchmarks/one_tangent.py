@@ -2,8 +2,8 @@
 
     python -m benchmarks.one_tangent NETWORK WAY
 
-is one way in a process of its own: a failed compilation can leave torch.func broken, and recompilation limits are
-a process's.  It prints one line of JSON, ``{"error": ...}`` (relative, against eager float64) or
+is one way in a process of its own: a failed compilation can leave torch.func broken, and recompilation limits
+are a process's.  It prints one line of JSON, ``{"error": ...}`` (relative, against eager float64) or
 ``{"failed": reason}``, and then its CPU time in seconds for every line that it reads.
 """
 

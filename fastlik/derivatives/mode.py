@@ -34,8 +34,8 @@ def faster(run: Callable[[str], Result], f: Callable, x: Tensor, count: int) -> 
     """run("jvp") or run("vjp"), which differentiate f at x along ``count`` vectors.
 
     The first calls for the same function and shapes run one mode and the other with a clock, later ones the
-    faster.  Reverse mode is given up where its activations exceed a quarter of the free memory, and a function
-    that cannot be told from others is differentiated forward.
+    faster.  Reverse mode is given up where its activations exceed a quarter of the free memory, and a
+    function that cannot be told from others is differentiated forward.
     """
     name = _identity(f)
     if name is None or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
@@ -68,7 +68,9 @@ def _identity(f: object) -> object:
     if not isinstance(f, types.FunctionType):
         return None
     held = [cell.cell_contents for cell in f.__closure__ or ()]
-    return f.__code__, *(_identity(each) for each in held if isinstance(each, (nn.Module, types.FunctionType)))
+    return f.__code__, *(
+        _identity(each) for each in held if isinstance(each, (nn.Module, types.FunctionType))
+    )
 
 
 def _now(device: torch.device) -> float:

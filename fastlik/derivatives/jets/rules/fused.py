@@ -68,6 +68,7 @@ def group_norm(a: Jet, groups: int, weight: Tensor | None, bias: Tensor | None, 
     batch, channels, size = a.shape[0], a.shape[1], a.shape[2:].numel()
     x, tangents = a.primal.contiguous(), a.parts[0].contiguous()
     k = len(tangents)
+    weight, bias = (None if each is None else each.contiguous() for each in (weight, bias))
     y, average, rstd = aten.native_group_norm(x, weight, bias, batch, channels, size, groups, eps)
     products, _, _ = aten.native_group_norm_backward(
         tangents.flatten(0, 1),

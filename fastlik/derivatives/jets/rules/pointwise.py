@@ -490,3 +490,11 @@ def softsign(a: Jet) -> Jet:
 @rule("tanhshrink")
 def tanhshrink(a: Jet) -> Jet:
     return sub(a, tanh(a))
+
+
+@rule("glu")
+def glu(a: Jet, dim: int = -1) -> Jet:
+    from .shape import chunk
+
+    value, gate = chunk(a, 2, dim)
+    return mul(value, sigmoid(gate))

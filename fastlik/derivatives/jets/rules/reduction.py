@@ -10,8 +10,8 @@ from ..errors import NoDerivative
 from ..jet import Jet
 from ..registry import rule
 from . import fused
-from .arithmetic import add, div, mul, square, sub
-from .pointwise import absolute, exp, log, power, sqrt
+from .arithmetic import Operand, add, div, mul, square, sub
+from .pointwise import absolute, clamp_min, exp, log, power, sqrt
 from .shape import Dims, dims_from_end, from_end
 
 
@@ -150,3 +150,15 @@ def softmax(a: Jet, dim: int, dtype: torch.dtype | bool | None = None) -> Jet:
 @rule("log_softmax", "_log_softmax", "special_log_softmax")
 def log_softmax(a: Jet, dim: int, dtype: torch.dtype | bool | None = None) -> Jet:
     return log_softmax_by_parts(_converted(a, dtype or None), from_end(dim, a.ndim))
+
+
+@rule("cosine_similarity")
+def cosine_similarity(a: Operand, b: Operand, dim: int = 1, eps: float = 1e-8) -> Jet:
+    lengths = [
+        clamp_min(norm(x, 2, dim), eps) if isinstance(x, Jet) else x.norm(dim=dim).clamp_min(eps)
+        for x in (a, b)
+    ]
+    product = sum_(mul(a, b), dim)
+    for length in lengths:
+        product = div(product, length)
+    return product
