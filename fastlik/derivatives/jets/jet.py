@@ -63,6 +63,8 @@ class Jet:
 
     def unstack(self, stacked: Tensor) -> Jet:
         """The jet of a tensor stacked as this jet's ``stack()`` is."""
+        if len(self.parts) == 1 and self.parts[0] is not None:
+            return Jet(self.layout, stacked[0], (stacked[1:],), stacked)
         start, parts = 1, []
         for part in self.parts:
             size = 0 if part is None else part.shape[0]

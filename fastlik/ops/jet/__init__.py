@@ -31,10 +31,7 @@ def activation(
     if choose("jet", backend, x, tangents) == "torch":
         value, products = reference.activation(x, tangents, function, parameter)
         return torch.cat((value[None], products))
-    x, tangents, _ = _dense(x, tangents)
-    out = _stack(x, len(tangents))
-    native.activation(x, tangents, out, function, parameter)
-    return out
+    return native.activation(x, tangents, function, parameter)
 
 
 def group_norm(
@@ -58,28 +55,4 @@ def group_norm(
     if choose("jet", backend, x, tangents) == "torch":
         value, products = reference.group_norm(x, tangents, groups, weight, bias, eps)
         return torch.cat((value[None], products))
-    x, tangents, last = _dense(x, tangents)
-    out = _stack(x, len(tangents))
-    weight, bias = (None if each is None else each.to(x.dtype).contiguous() for each in (weight, bias))
-    native.group_norm(x, tangents, out, groups, weight, bias, eps, last)
-    return out
-
-
-def _dense(x: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """x and tangents without gaps in one order of memory, and whether it has channels last."""
-    last = is_channels_last(x)
-    if not last:
-        x = x.contiguous()
-    strides = (x.numel(), *x.stride())
-    if tangents.stride() != strides and not (tangents.is_contiguous() and x.is_contiguous()):
-        order = torch.channels_last if last else torch.contiguous_format
-        tangents = tangents.flatten(0, 1).contiguous(memory_format=order).unflatten(0, tangents.shape[:2])
-    return x, tangents, last
-
-
-def is_channels_last(x: Tensor) -> bool:
-    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def _stack(x: Tensor, count: int) -> Tensor:
-    return x.new_empty_strided((1 + count, *x.shape), (x.numel(), *x.stride()))
+    return native.group_norm(x, tangents, groups, weight, bias, eps)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ....ops import jet as ops
 from ....ops.dispatch import NATIVE_DTYPES, choose
+from ....ops.jet import native
 from ..jet import Jet, nothing_recorded
 
 aten = torch.ops.aten
@@ -45,7 +45,7 @@ def activation(a: Jet, function: str, parameter: float = 1.0) -> Jet | None:
     if not is_first_order(a):
         return None
     if is_native(a):
-        return a.unstack(ops.activation(a.primal, a.parts[0], function, parameter, backend="native"))
+        return a.unstack(native.activation(a.primal, a.parts[0], function, parameter))
     x, tangents = a.primal, a.parts[0]
     if function == "silu":
         return a.replace(F.silu(x), (aten.silu_backward(tangents, x),))
@@ -64,7 +64,7 @@ def group_norm(a: Jet, groups: int, weight: Tensor | None, bias: Tensor | None, 
     if not is_first_order(a):
         return None
     if is_native(a):
-        return a.unstack(ops.group_norm(a.primal, a.parts[0], groups, weight, bias, eps, backend="native"))
+        return a.unstack(native.group_norm(a.primal, a.parts[0], groups, weight, bias, eps))
     batch, channels, size = a.shape[0], a.shape[1], a.shape[2:].numel()
     x, tangents = a.primal.contiguous(), a.parts[0].contiguous()
     k = len(tangents)
