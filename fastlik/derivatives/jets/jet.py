@@ -111,6 +111,7 @@ class Jet:
 
     def _shift(self, bias: Tensor) -> Jet:
         """A constant added to the primal of a jet just made, which nothing else holds."""
+        bias = bias.to(self.primal.dtype)  # under autocast the layer's result is narrower than its bias
         if nothing_recorded():
             self.primal.add_(bias)
             return self
