@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include "isa.h"
+#include "jet_bindings.h"
 #include "mlp_bindings.h"
 #include "reader.h"
 #ifdef FASTLIK_CUDA
@@ -130,6 +131,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("isa", [] { return isa_name(active_isa); }, "The instruction set in use.");
   m.def("select_isa", &select_isa, "Use another instruction set (for tests).");
   define_mlp(m);
+  define_jet(m);
   m.def("rk_combine", &rk_combine);
   m.def("rk_advance", &rk_advance);
 #ifdef FASTLIK_CUDA

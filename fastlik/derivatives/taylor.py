@@ -23,7 +23,8 @@ def jvp(f: Field, x: Tensor, v: Tensor, *, backend: str = "auto") -> tuple[Tenso
         f: a module or function, rows independent, (B, *event) -> (B, *event).
         x: (B, *event).
         v: like x, or (K, *x.shape) for K tangents that share one evaluation of f.
-        backend: "jets", "torch" (torch.func.jvp), or "auto": jets, and autograd where they cannot go.
+        backend: "jets", "torch" (autograd, twice in reverse), or "auto": jets, and autograd where they
+            cannot go.
 
     Returns:
         f(x), and J v in the shape of v.  Gradients flow through both where grad mode is enabled.

@@ -2,6 +2,7 @@
 // naming the namespace that its functions go to; bindings.cpp picks one at run time.
 #pragma once
 
+#include "fastlik/jet.h"
 #include "fastlik/mlp.h"
 #include "fastlik/rk_step.h"
 
@@ -23,6 +24,10 @@
   void mlp_adaptive(const MlpNetwork&, const MlpAdaptiveArgs&, int threads); \
   template <class T>                                                      \
   void mlp_adams(const MlpNetwork&, const MlpAdamsArgs&, int threads);    \
+  template <class T>                                                      \
+  void jet_activation(MlpFunction, const JetActivationArgs&, int threads); \
+  template <class T>                                                      \
+  void jet_group_norm(const JetGroupNormArgs&, int threads);              \
   }
 FASTLIK_DECLARE(baseline)
 FASTLIK_DECLARE(avx2)

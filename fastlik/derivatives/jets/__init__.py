@@ -20,8 +20,9 @@ torch.compile, ``capture`` first turns a module into its graph of operations:
     fast = torch.compile(lambda x, t, v: fastlik.jvp(lambda x: graph(x, t), x, v), fullgraph=True)
 
 How it is made: ``layout`` says which derivatives are carried and how they combine, ``jet`` holds them,
-``rules`` has one rule an operation, ``eager`` and ``traced`` let a jet pass through Python code, ``capture``
-through an exported graph, ``fallback`` differentiates what has no rule, ``push`` is the entry.
+``rules`` has one rule an operation (``rules.fused`` those that one kernel does for value and tangents),
+``eager`` and ``traced`` let a jet pass through Python code, ``capture`` through an exported graph,
+``fallback`` differentiates what has no rule, ``push`` is the entry.  docs/jets.md says more.
 """
 
 from .capture import Captured, capture

@@ -58,7 +58,7 @@ def _resolve(func: Callable) -> tuple[str, Callable | None]:
 
 
 def wrap(values: object) -> object:
-    return transform(values, JetTensor)
+    return JetTensor(values) if type(values) is Jet else transform(values, JetTensor)
 
 
 def unwrap(values: object) -> object:
@@ -67,7 +67,7 @@ def unwrap(values: object) -> object:
     if kind is JetTensor:
         return values.jet
     if kind is tuple or kind is list:
-        return kind([unwrap(value) for value in values])
+        return kind([value.jet if type(value) is JetTensor else unwrap(value) for value in values])
     if kind is dict:
         return {name: unwrap(value) for name, value in values.items()} if values else {}
     return values

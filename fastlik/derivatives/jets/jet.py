@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .layout import Layout
 
 # below this many numbers a linear operation on a primal and its tangents is one call on a stack: the copy
 # costs less than a second call
-_STACK_UP_TO = 1 << 14
+_STACK_UP_TO = 1 << 17
 
 
 class Jet:
@@ -49,16 +50,31 @@ class Jet:
         """Primal and derivatives along a new first dimension."""
         if self.stacked is not None:
             return self.stacked
-        return torch.cat([self.primal[None], *[part for part in self.parts if part is not None]])
+        pieces = [self.primal[None], *[part for part in self.parts if part is not None]]
+        if not nothing_recorded() or self.primal.is_contiguous():
+            return torch.cat(pieces)
+        return torch.cat(pieces, out=new_stack(self.primal, sum(map(len, pieces))))
+
+    def stacks_like(self, other: Jet) -> bool:
+        """Whether both lie in one allocation each, with the same derivatives."""
+        if self.stacked is None or other.stacked is None or len(self.stacked) != len(other.stacked):
+            return False
+        return [p is None for p in self.parts] == [p is None for p in other.parts]
 
     def unstack(self, stacked: Tensor) -> Jet:
         """The jet of a tensor stacked as this jet's ``stack()`` is."""
+        if len(self.parts) == 1 and self.parts[0] is not None:
+            return Jet(self.layout, stacked[0], (stacked[1:],), stacked)
         start, parts = 1, []
         for part in self.parts:
             size = 0 if part is None else part.shape[0]
             parts.append(stacked.narrow(0, start, size) if size else None)
             start += size
         return Jet(self.layout, stacked[0], tuple(parts), stacked)
+
+    def empty_like(self) -> Jet:
+        """An uninitialised jet with the same derivatives, in one allocation."""
+        return self.unstack(new_stack(self.primal, 1 + sum(len(p) for p in self.parts if p is not None)))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Jet:
         """A cheap linear function of a tensor (n, *shape) along whose first dimension it only maps."""
@@ -95,6 +111,7 @@ class Jet:
 
     def _shift(self, bias: Tensor) -> Jet:
         """A constant added to the primal of a jet just made, which nothing else holds."""
+        bias = bias.to(self.primal.dtype)  # under autocast the layer's result is narrower than its bias
         if nothing_recorded():
             self.primal.add_(bias)
             return self
@@ -108,8 +125,21 @@ class Jet:
 
 
 def nothing_recorded() -> bool:
-    """Whether backward kernels and writes in place may be used: no autograd or compiler looks on."""
-    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Whether kernels without a derivative and writes in place may be used: nothing looks on."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
+
+
+def new_stack(like: Tensor, count: int) -> Tensor:
+    """An uninitialised (count, *like.shape), each in the order of memory of ``like``."""
+    if not like.is_contiguous() and not is_channels_last(like):
+        return like.new_empty(count, *like.shape)
+    return like.new_empty_strided((count, *like.shape), (like.numel(), *like.stride()))
+
+
+def is_channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def lift(part: Tensor, ndim: int) -> Tensor:

@@ -25,7 +25,7 @@ def push(f: Field, x: Tensor, layout: Layout, first: Sequence[Tensor]) -> tuple[
         result = Jet(layout, result, (None,) * len(parts))
     if not isinstance(result, Jet):
         raise TypeError(f"f must return one tensor, got {type(result).__name__}")
-    return result.primal, *_dense(result, len(first[0]))
+    return tuple(each.contiguous() for each in (result.primal, *_dense(result, len(first[0]))))
 
 
 def _dense(result: Jet, count: int) -> list[Tensor]:

@@ -261,3 +261,19 @@ def test_operation_without_a_reference_in_autograd(name):
 @pytest.mark.parametrize("name", IMAGES)
 def test_operation_on_images(name):
     check(IMAGES[name], tensor(2, 3, 4, 4, seed=11))
+
+
+FUSED = [
+    *(POINTWISE[name] for name in ("silu", "gelu", "gelu_tanh", "tanh", "sigmoid", "softplus")),
+    lambda x: F.group_norm(x, 3, A[:, 0], A[:, 1]),
+    lambda x: F.layer_norm(x, (4, 4), tensor(4, 4), tensor(4, 4)),
+    lambda x: F.conv2d(x, tensor(5, 3, 3, 3), tensor(5)),
+]
+
+
+@pytest.mark.parametrize("name", ["native", "torch"])
+def test_fused_operations_of_fastlik_and_of_pytorch(name, monkeypatch):
+    monkeypatch.setenv("FASTLIK_BACKEND", name)
+    x = tensor(2, 3, 4, 4, seed=11)
+    for f in FUSED:
+        check(f, x, order=1)

@@ -119,6 +119,25 @@ def test_distributed_data_parallel(tmp_path):
         torch.distributed.destroy_process_group()
 
 
+def test_autocast_is_the_callers():
+    """Outside it nothing is rounded; within it value and tangents are, like the network's own output."""
+    net = randomised(fastlik.nn.UNet(2, width=8)).float()
+    x, v, _ = data(2, 2, 4, 4).float()
+    time = torch.tensor([0.3, 0.8])
+    plain = fastlik.jvp(lambda x: net(x, time), x, v, backend="jets")
+    exact = fastlik.jvp(lambda x: net.double()(x, time.double()), x.double(), v.double(), backend="torch")
+    net.float()
+    for recording in (False, True):
+        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(recording):
+            value = net(x, time)
+            rounded = fastlik.jvp(lambda x: net(x, time), x, v, backend="jets")
+        assert rounded[0].dtype == value.dtype
+        for precise, coarse, truth in zip(plain, rounded, exact, strict=True):
+            assert_close(precise.double(), truth, 1e-5)
+            assert_close(coarse.double(), truth, 0.1)
+            assert (coarse.double() - truth).abs().max() > 1e-4 * truth.abs().max()
+
+
 def test_dropout_has_one_mask_for_value_and_tangents():
     x, v, _ = data(50, 4)
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..jet import Jet, lift
+from ..jet import Jet, lift, nothing_recorded
 from ..layout import PRIMAL, Layout
 from ..registry import rule
 
@@ -144,8 +144,13 @@ def add(a: Operand, b: Operand, *, alpha: float = 1) -> Jet:
     if not isinstance(a, Jet):
         primal = a + b.primal if alpha == 1 else a + alpha * b.primal
         return b.replace(primal, [spread(part, primal) for part in parts])
-    if alpha == 1 and _stacked_alike(a, b):
+    if alpha == 1 and a.stacks_like(b) and a.shape == b.shape:
         return a.unstack(a.stacked + b.stacked)
+    if _alike(a, b) and nothing_recorded():
+        total = a.empty_like()
+        torch.add(a.primal, b.primal, alpha=alpha, out=total.primal)
+        _each_part(lambda x, y, out: torch.add(x, y, alpha=alpha, out=out), a.parts, b.parts, total.parts)
+        return total
     primal = torch.add(a.primal, b.primal, alpha=alpha)
     ndim = primal.dim()
     return a.replace(
@@ -159,13 +164,29 @@ def add(a: Operand, b: Operand, *, alpha: float = 1) -> Jet:
     )
 
 
-def _stacked_alike(a: Jet, b: Jet) -> bool:
-    both = a.stacked is not None and b.stacked is not None
-    return both and a.stacked.shape == b.stacked.shape and _live(a) == _live(b)
+def _alike(a: Jet, b: Jet) -> bool:
+    """Whether two jets have the same shape, dtype and derivatives."""
+    if a.shape != b.shape or a.primal.dtype != b.primal.dtype:
+        return False
+    return [p if p is None else p.shape for p in a.parts] == [p if p is None else p.shape for p in b.parts]
 
 
-def _live(a: Jet) -> list[bool]:
-    return [part is not None for part in a.parts]
+def _holds(a: Jet, *others: Tensor) -> bool:
+    """Whether the sum or product of a jet and tensors has the jet's shape and dtype."""
+    x = a.primal
+    return all(other.dtype == x.dtype and _fits(other.shape, x.shape) for other in others)
+
+
+def _fits(shape: torch.Size, into: torch.Size) -> bool:
+    """Whether a shape broadcasts to another; torch.broadcast_shapes takes ten times as long."""
+    pairs = zip(reversed(shape), reversed(into), strict=False)
+    return len(shape) <= len(into) and all(mine in (1, theirs) for mine, theirs in pairs)
+
+
+def _each_part(write: Callable[..., object], *parts: tuple[Tensor | None, ...]) -> None:
+    for each in zip(*parts, strict=True):
+        if each[0] is not None:
+            write(*each)
 
 
 def spread(part: Tensor | None, total: Tensor) -> Tensor | None:
@@ -196,9 +217,15 @@ def neg(a: Jet) -> Jet:
 @rule("addcmul")
 def addcmul(a: Operand, b: Operand, c: Operand, *, value: float = 1) -> Jet | Tensor:
     if isinstance(b, Jet) and isinstance(a, Tensor) and isinstance(c, Tensor):  # FiLM
+        factor = c if value == 1 else c * value
+        if _holds(b, a, factor) and nothing_recorded():
+            total = b.empty_like()
+            torch.addcmul(a, b.primal, factor, out=total.primal)
+            _each_part(lambda x, out: torch.mul(x, factor, out=out), b.parts, total.parts)
+            return total
         primal = torch.addcmul(a, b.primal, c, value=value)
-        parts = mul(b, c if value == 1 else c * value).parts
-        return b.replace(primal, [spread(part, primal) for part in parts])
+        parts = [None if p is None else spread(lift(p, primal.dim()) * factor, primal) for p in b.parts]
+        return b.replace(primal, parts)
     product = b * c if not isinstance(b, Jet) and not isinstance(c, Jet) else mul(b, c)
     return add(a, product, alpha=value)
 

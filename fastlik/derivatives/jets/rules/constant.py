@@ -32,7 +32,7 @@ def dropout(a: Jet, p: float = 0.5, train: bool = True, inplace: bool = False) -
     return mul(a, torch.dropout(torch.ones_like(a.primal), p, True))
 
 
-@rule("dropout1d", "dropout2d", "dropout3d")
+@rule("dropout1d", "dropout2d", "dropout3d", "feature_dropout")
 def dropout_channels(a: Jet, p: float = 0.5, training: bool = True, inplace: bool = False) -> Jet:
     return mul(a, torch.feature_dropout(torch.ones_like(a.primal), p, True)) if training and p else a
 

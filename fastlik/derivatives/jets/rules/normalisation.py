@@ -1,10 +1,6 @@
 """Layer, group, RMS, batch and instance normalisation.
 
-To the first order the Jacobian of x -> (x - mean) / std is symmetric,
-
-    J t = (t - mean t - y mean(y t)) / std,
-
-so that the backward kernels give tangents in one pass where nothing is recorded for a backward pass.
+To the first order, J t = (t - mean t - y mean(y t)) / std for y = (x - mean) / std.
 """
 
 from __future__ import annotations
@@ -15,14 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..jet import Jet, nothing_recorded
+from ..jet import Jet
 from ..registry import rule
+from . import fused
 from .arithmetic import add, mul, square, sub
 from .pointwise import rsqrt
 from .reduction import mean
 from .shape import reshape
-
-aten = torch.ops.aten
 
 
 def normalise(a: Jet, dims: tuple[int, ...], eps: float, centred: bool = True) -> Jet:
@@ -46,12 +41,6 @@ def affine(a: Jet, weight: Tensor | None, bias: Tensor | None) -> Jet:
     return a if bias is None else add(a, bias)
 
 
-def _expanded(x: Tensor, tangents: Tensor) -> Tensor:
-    """x (*shape) once per tangent, as one batch."""
-    # for one row flatten would leave the stride of 0, which the kernels do not look at
-    return x if len(tangents) == 1 else x.expand_as(tangents).flatten(0, 1).contiguous()
-
-
 @rule("group_norm")
 def group_norm(
     a: Jet,
@@ -61,33 +50,16 @@ def group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Jet:
-    channel = (-1, *[1] * (a.ndim - 2))
-    weight = None if weight is None else weight.reshape(channel)
-    bias = None if bias is None else bias.reshape(channel)
-    if nothing_recorded() and a.layout.order == 1 and a.parts[0] is not None and a.primal.numel():
-        return affine(_group_norm_fused(a, num_groups, eps), weight, bias)
+    result = fused.group_norm(a, num_groups, weight, bias, eps)
+    if result is not None:
+        return result
     grouped = reshape(a, (a.shape[0], num_groups, -1)) if a.primal.numel() else a
-    return affine(reshape(normalise(grouped, (-1,), eps), a.shape), weight, bias)
+    result = reshape(normalise(grouped, (-1,), eps), a.shape)
+    return affine(result, _of_channels(weight, a.ndim), _of_channels(bias, a.ndim))
 
 
-def _group_norm_fused(a: Jet, groups: int, eps: float) -> Jet:
-    batch, channels, size = a.shape[0], a.shape[1], a.shape[2:].numel()
-    x, tangents = a.primal.contiguous(), a.parts[0].contiguous()
-    k = len(tangents)
-    y, average, rstd = aten.native_group_norm(x, None, None, batch, channels, size, groups, eps)
-    result, _, _ = aten.native_group_norm_backward(
-        tangents.flatten(0, 1),
-        _expanded(x, tangents),
-        average if k == 1 else average.repeat(k, 1),
-        rstd if k == 1 else rstd.repeat(k, 1),
-        None,
-        k * batch,
-        channels,
-        size,
-        groups,
-        [True, False, False],
-    )
-    return a.replace(y, (result.unflatten(0, (k, batch)),))
+def _of_channels(values: Tensor | None, ndim: int) -> Tensor | None:
+    return None if values is None else values.reshape(-1, *[1] * (ndim - 2))
 
 
 @rule("layer_norm")
@@ -100,25 +72,10 @@ def layer_norm(
     cudnn_enable: bool = True,
 ) -> Jet:
     shape = list(normalized_shape)
-    if nothing_recorded() and a.layout.order == 1 and a.parts[0] is not None and a.ndim > len(shape):
-        return affine(_layer_norm_fused(a, shape, eps), weight, bias)
+    result = fused.layer_norm(a, shape, weight, bias, eps)
+    if result is not None:
+        return result
     return affine(normalise(a, tuple(range(-len(shape), 0)), eps), weight, bias)
-
-
-def _layer_norm_fused(a: Jet, shape: list[int], eps: float) -> Jet:
-    x, tangents = a.primal.contiguous(), a.parts[0].contiguous()
-    y, average, rstd = aten.native_layer_norm(x, shape, None, None, eps)
-    result, _, _ = aten.native_layer_norm_backward(
-        tangents,
-        x.expand_as(tangents).contiguous(),
-        shape,
-        average.expand(len(tangents), *average.shape).contiguous(),
-        rstd.expand(len(tangents), *rstd.shape).contiguous(),
-        None,
-        None,
-        [True, False, False],
-    )
-    return a.replace(y, (result,))
 
 
 @rule("rms_norm")
@@ -141,20 +98,16 @@ def batch_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Jet:
-    channel = (-1, *[1] * (a.ndim - 2))
-
-    def shaped(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values.reshape(channel)
-
     if training or running_mean is None:
         if running_mean is not None:  # keeps the running statistics
             F.batch_norm(a.primal.detach(), running_mean, running_var, None, None, True, momentum, eps)
         dims = tuple(d - a.ndim for d in range(a.ndim) if d != 1)
-        return affine(normalise(a, dims, eps), shaped(weight), shaped(bias))
+        return affine(normalise(a, dims, eps), _of_channels(weight, a.ndim), _of_channels(bias, a.ndim))
     scale = torch.rsqrt(running_var + eps)
     scale = scale if weight is None else scale * weight
     shift = -running_mean * scale
-    return affine(a, shaped(scale), shaped(shift if bias is None else shift + bias))
+    shift = shift if bias is None else shift + bias
+    return affine(a, _of_channels(scale, a.ndim), _of_channels(shift, a.ndim))
 
 
 @rule("instance_norm")
@@ -171,7 +124,5 @@ def instance_norm(
 ) -> Jet:
     if not use_input_stats or running_mean is not None:
         return batch_norm(a, weight, bias, running_mean, running_var, False, momentum, eps)
-    channel = (-1, *[1] * (a.ndim - 2))
     a = normalise(a, tuple(range(2 - a.ndim, 0)), eps)
-    weight = None if weight is None else weight.reshape(channel)
-    return affine(a, weight, None if bias is None else bias.reshape(channel))
+    return affine(a, _of_channels(weight, a.ndim), _of_channels(bias, a.ndim))

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..jet import Jet, lift, nothing_recorded
+from ..jet import Jet, lift
 from ..registry import rule
+from . import fused
 from .arithmetic import Operand, add, div, mul, plus, primal_of, square, sub
 
 Derivatives = Iterator[Tensor]
-aten = torch.ops.aten
 
 
 def compose(derivatives: Derivatives, a: Jet) -> Jet:
@@ -56,18 +56,12 @@ def _inner(a: Jet, index: int, products: tuple) -> Tensor | None:
     return total
 
 
-def pointwise(*names: str, fused: Callable | None = None) -> Callable:
-    """Register a generator of derivatives as a rule.
-
-    ``fused(tangents, x, y, ...)`` gives f'(x) * tangents in one pass, by a kernel without a derivative.
-    """
+def pointwise(*names: str) -> Callable:
+    """Register a generator of derivatives as a rule."""
 
     def register(derivatives: Callable[..., Derivatives]) -> Callable[..., Jet]:
         def apply(a: Jet, *args: object, **options: object) -> Jet:
-            if fused is None or a.layout.order > 1 or a.parts[0] is None or not nothing_recorded():
-                return compose(derivatives(a.primal, *args, **options), a)
-            primal = next(derivatives(a.primal, *args, **options))
-            return a.replace(primal, (fused(a.parts[0], a.primal, primal, *args, **options),))
+            return compose(derivatives(a.primal, *args, **options), a)
 
         apply.__name__ = names[0]
         return rule(*names)(apply)
@@ -75,12 +69,22 @@ def pointwise(*names: str, fused: Callable | None = None) -> Callable:
     return register
 
 
-def _silu_tangent(tangents: Tensor, x: Tensor, y: Tensor, inplace: bool = False) -> Tensor:
-    return aten.silu_backward(tangents, x)
+def fusible(*names: str) -> Callable:
+    """As ``pointwise``, for a function without options that is in ``fused.activation`` too."""
+
+    def register(derivatives: Callable[..., Derivatives]) -> Callable[..., Jet]:
+        def apply(a: Jet, inplace: bool = False) -> Jet:
+            result = fused.activation(a, names[0])
+            return compose(derivatives(a.primal), a) if result is None else result
+
+        apply.__name__ = names[0]
+        return rule(*names)(apply)
+
+    return register
 
 
-@pointwise("silu", fused=_silu_tangent)
-def silu(x: Tensor, inplace: bool = False) -> Derivatives:
+@fusible("silu")
+def silu(x: Tensor) -> Derivatives:
     yield F.silu(x)
     s = torch.sigmoid(x)
     slope = s * (1 - s)
@@ -89,7 +93,7 @@ def silu(x: Tensor, inplace: bool = False) -> Derivatives:
     yield slope * (3 * (1 - 2 * s) + x * (1 - 6 * slope))
 
 
-@pointwise("tanh", fused=lambda tangents, x, y: aten.tanh_backward(tangents, y))
+@fusible("tanh")
 def tanh(x: Tensor) -> Derivatives:
     y = x.tanh()
     yield y
@@ -99,7 +103,7 @@ def tanh(x: Tensor) -> Derivatives:
     yield slope * (6 * y * y - 2)
 
 
-@pointwise("sigmoid", "expit", "special_expit", fused=lambda t, x, y: aten.sigmoid_backward(t, y))
+@fusible("sigmoid", "expit", "special_expit")
 def sigmoid(x: Tensor) -> Derivatives:
     s = x.sigmoid()
     yield s
@@ -109,8 +113,13 @@ def sigmoid(x: Tensor) -> Derivatives:
     yield slope * (1 - 6 * slope)
 
 
-@pointwise("softplus")
-def softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Derivatives:
+@rule("softplus")
+def softplus(a: Jet, beta: float = 1, threshold: float = 20) -> Jet:
+    result = fused.activation(a, "softplus", beta) if threshold == 20 else None
+    return compose(_softplus(a.primal, beta, threshold), a) if result is None else result
+
+
+def _softplus(x: Tensor, beta: float, threshold: float) -> Derivatives:
     yield F.softplus(x, beta, threshold)
     smooth = x * beta <= threshold  # beyond it PyTorch takes the identity
     s = torch.sigmoid(beta * x)
@@ -140,9 +149,9 @@ def _gelu_erf(x: Tensor) -> Derivatives:
 
 @rule("gelu")
 def gelu(a: Jet, approximate: str = "none") -> Jet:
-    if a.layout.order == 1 and a.parts[0] is not None and nothing_recorded():
-        tangents = aten.gelu_backward(a.parts[0], a.primal.expand_as(a.parts[0]), approximate=approximate)
-        return a.replace(F.gelu(a.primal, approximate=approximate), (tangents,))
+    result = fused.activation(a, "gelu" if approximate == "none" else "gelu_tanh")
+    if result is not None:
+        return result
     if approximate == "none":
         return compose(_gelu_erf(a.primal), a)
     cubic = mul(a, add(mul(square(a), 0.044715), 1))
@@ -481,3 +490,11 @@ def softsign(a: Jet) -> Jet:
 @rule("tanhshrink")
 def tanhshrink(a: Jet) -> Jet:
     return sub(a, tanh(a))
+
+
+@rule("glu")
+def glu(a: Jet, dim: int = -1) -> Jet:
+    from .shape import chunk
+
+    value, gate = chunk(a, 2, dim)
+    return mul(value, sigmoid(gate))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from ..errors import NoDerivative
 from ..jet import Jet
 from ..registry import rule
-from .arithmetic import add, div, mul, square, sub
-from .pointwise import absolute, exp, log, power, sqrt
+from . import fused
+from .arithmetic import Operand, add, div, mul, square, sub
+from .pointwise import absolute, clamp_min, exp, log, power, sqrt
 from .shape import Dims, dims_from_end, from_end
 
 
@@ -143,17 +143,22 @@ def _converted(a: Jet, dtype: torch.dtype | None) -> Jet:
 def softmax(a: Jet, dim: int, dtype: torch.dtype | bool | None = None) -> Jet:
     a = _converted(a, dtype or None)
     dim = from_end(dim, a.ndim)
-    if a.layout.order > 1 or a.parts[0] is None:
-        return softmax_by_parts(a, dim)
-    p = torch.softmax(a.primal, dim)
-    return a.replace(p, (softmax_tangents(a.parts[0], p, dim),))
-
-
-def softmax_tangents(tangents: Tensor, p: Tensor, dim: int) -> Tensor:
-    """J t = p (t - sum p t): the Jacobian is symmetric, so that the backward kernel serves."""
-    return torch.ops.aten._softmax_backward_data(tangents, p.expand_as(tangents), dim, tangents.dtype)
+    result = fused.softmax(a, dim)
+    return softmax_by_parts(a, dim) if result is None else result
 
 
 @rule("log_softmax", "_log_softmax", "special_log_softmax")
 def log_softmax(a: Jet, dim: int, dtype: torch.dtype | bool | None = None) -> Jet:
     return log_softmax_by_parts(_converted(a, dtype or None), from_end(dim, a.ndim))
+
+
+@rule("cosine_similarity")
+def cosine_similarity(a: Operand, b: Operand, dim: int = 1, eps: float = 1e-8) -> Jet:
+    lengths = [
+        clamp_min(norm(x, 2, dim), eps) if isinstance(x, Jet) else x.norm(dim=dim).clamp_min(eps)
+        for x in (a, b)
+    ]
+    product = sum_(mul(a, b), dim)
+    for length in lengths:
+        product = div(product, length)
+    return product

@@ -181,7 +181,17 @@ def cat(tensors: Sequence[object], dim: int = 0) -> Jet:
     # an empty vector is allowed beside tensors of any shape
     tensors = [each for each in tensors if tuple(each.shape) != (0,)]
     dim = from_end(dim, len(tensors[0].shape))
-    return jointly(lambda *parts: torch.cat(parts, dim), *tensors)
+    jets = [each for each in tensors if isinstance(each, Jet)]
+    if len(jets) == len(tensors) and all(each.stacks_like(jets[0]) for each in jets):
+        return jets[0].unstack(_join([each.stacked for each in jets], dim))
+    return jointly(lambda *parts: _join(parts, dim), *tensors)
+
+
+def _join(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """torch.cat, which keeps the order of memory of images but not that of stacks of them."""
+    if parts[0].dim() != 5 or dim == -4:
+        return torch.cat(parts, dim)
+    return torch.cat([part.flatten(0, 1) for part in parts], dim).unflatten(0, parts[0].shape[:2])
 
 
 @rule("stack")
