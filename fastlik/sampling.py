@@ -13,8 +13,9 @@ from .derivatives.probes import Stream, gaussian
 from .likelihood.flow import Trace
 from .likelihood.inputs import time_span
 from .likelihood.prior import choose_prior
+from .likelihood.problem import Problem
 from .likelihood.result import NLL, warn_of_failures
-from .likelihood.solve import Problem, as_nll, integrate_flow
+from .likelihood.solve import as_nll, integrate_flow
 from .model import ScoreModel, check_model, evaluating
 from .solvers.status import Status
 

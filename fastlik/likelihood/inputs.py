@@ -13,7 +13,7 @@ from ..derivatives.probes import PROBES, Stream, uniform
 from ..model import ScoreModel, check_model, coefficients
 from ..ops.dispatch import BACKENDS
 from .dequantise import Quantisation, integer_error
-from .solve import METHODS
+from .problem import METHODS
 
 PROBE_MODES = ("fresh", "frozen")
 DEQUANTISERS = (None, "uniform")

@@ -33,8 +33,9 @@ from .inputs import (
 )
 from .prior import choose_prior, prior_mismatch
 from .probing import most_probes
+from .problem import Problem
 from .result import NLL, EvaluationInterrupted, warn_of_failures
-from .solve import Problem, solve, with_closed_form
+from .solve import solve, with_closed_form
 
 
 def ode_nll(

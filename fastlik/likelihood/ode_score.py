@@ -26,7 +26,7 @@ from ..model import ScoreModel, check_model, evaluating, per_row
 from ..solvers.odeint import odeint
 from .flow import take_rows
 from .prior import Prior, choose_prior
-from .solve import CLOCK
+from .problem import CLOCK
 
 
 def ode_score(

@@ -7,7 +7,7 @@ from torch import nn
 import fastlik
 from fastlik.likelihood.flow import LikelihoodFlow, Trace
 from fastlik.likelihood.fused import Fused, fuse
-from fastlik.likelihood.solve import CLOCK
+from fastlik.likelihood.problem import CLOCK
 from fastlik.ops.mlp.grid import runge_kutta
 from fastlik.solvers.adaptive import Tolerance, integrate
 from fastlik.solvers.grid import integrate_grid

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import fastlik
-from fastlik.likelihood import solve
+from fastlik.likelihood import adams, solve
 from fastlik.likelihood.flow import LikelihoodFlow, Trace
 from fastlik.likelihood.fused import Fused, fuse
-from fastlik.likelihood.solve import ADAMS_CLOCK
+from fastlik.likelihood.problem import ADAMS_CLOCK
 from fastlik.likelihood.trace import TraceIntegral
 from fastlik.solvers.adams import integrate_adams
 from fastlik.solvers.adaptive import Tolerance
@@ -203,6 +203,18 @@ def test_likelihoods_are_the_general_paths(options, monkeypatch):
     torch.testing.assert_close(fast.stderr, slow.stderr, rtol=1e-4, atol=1e-6, equal_nan=True)
     torch.testing.assert_close(fast.discretisation, slow.discretisation, rtol=1e-4, atol=1e-8)
     assert torch.equal(fast.nfe, slow.nfe) and torch.equal(fast.status, slow.status)
+
+
+def test_rows_that_are_solved_again_keep_their_conditions(monkeypatch):
+    """All rows twice more, with tighter tolerances: kernel and general path the same."""
+    model = model_of(condition_dim=2)
+    x, _, conditions = problem(model, 12, condition=2)
+    monkeypatch.setattr(adams, "_REFINE_ABOVE", 0.02)
+    fast = fastlik.ode_nll(model, x, condition=conditions)
+    monkeypatch.setattr(solve, "fuse", lambda *arguments: "not now")
+    slow = fastlik.ode_nll(model, x, condition=conditions)
+    assert torch.equal(fast.nfe, slow.nfe) and len(fast.nfe.unique()) > 3 and fast.nfe.max() > 100
+    torch.testing.assert_close(fast.nats, slow.nats, rtol=0, atol=1e-6)
 
 
 def test_the_closed_form_is_taken_where_there_is_one():

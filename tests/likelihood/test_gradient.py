@@ -7,7 +7,7 @@ from torch import nn
 import fastlik
 from fastlik.likelihood.flow import LikelihoodFlow, Trace
 from fastlik.likelihood.gradient import Path, attach, replay
-from fastlik.likelihood.solve import CLOCK
+from fastlik.likelihood.problem import CLOCK
 
 
 def small_model(condition: bool = False) -> fastlik.ScoreModel:

@@ -238,7 +238,7 @@ def test_one_evaluation_serves_state_and_trace(mixture):
 @pytest.mark.parametrize("schedule", [fastlik.VP(), fastlik.VE()], ids=["VP", "VE"])
 @pytest.mark.parametrize("components, size", [(8, 2), (4, 3), (6, 8)])
 def test_the_calibration_of_the_step_control(components, size, schedule, draw):
-    """The figures that ``likelihood/solve.py`` states for its constants."""
+    """The figures that ``likelihood/adams.py`` states for its constants."""
     data = GaussianMixture.ring() if size == 2 else GaussianMixture.random(components, size)
     x, exact = draw(data, schedule, 128)
     result = fastlik.ode_nll(data.model(schedule, moments=True), x)

@@ -1,0 +1,77 @@
+"""What is solved for a likelihood, and how a solution looks, whatever the method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..model import ScoreModel
+from ..solvers.clock import Clock
+from ..solvers.system import Integration
+from ..solvers.tableau import TABLEAUS
+from .flow import LikelihoodFlow, Trace
+from .gradient import Path
+from .prior import Prior
+
+METHODS = ("adams", *TABLEAUS)
+# Runge-Kutta methods and the reverse SDE; beyond high the clock is linear in the angle
+CLOCK = Clock(low=0.3, high=3.0)
+# a long last step of one evaluation would weigh a noise prediction's error there by 1 / alpha
+# (noise-predicting U-Net: 1.3e-3 nats/dim with high = 10, 7e-4 with 30, for the same evaluations)
+ADAMS_CLOCK = Clock(low=0.3, high=30.0)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything about an evaluation that does not depend on the rows."""
+
+    model: ScoreModel
+    t_data: float
+    t_prior: float
+    prior: Prior
+    trace: Trace | None
+    method: str
+    tolerance: float
+    max_steps: int
+    backend: str
+    target_stderr: float | None = None
+
+    @property
+    def clock(self) -> Clock:
+        """In which variable the method steps."""
+        return ADAMS_CLOCK if self.method == "adams" else CLOCK
+
+    def ends(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The scale sqrt(alpha^2 + sigma^2) and the clock at (t_data, t_prior), (2,) float64 each."""
+        schedule = self.model.schedule
+        t = torch.tensor([self.t_data, self.t_prior], dtype=torch.float64, device=device)
+        return schedule.scale(t), self.clock.u(schedule.angle(t))
+
+    def flow(self, rows: Tensor, condition: dict) -> LikelihoodFlow:
+        """The ODE of the rows with these ids."""
+        companion = self.method == "adams"
+        return LikelihoodFlow(self.model, self.clock, self.trace, rows, condition, companion)
+
+    def times(self, u: Tensor) -> Tensor:
+        """The schedule's times at clock values ``u``."""
+        return self.model.schedule.t_at_angle(self.clock.angle(u))
+
+    def log_prior(self, latent: Tensor) -> Tensor:
+        """(B,) float64 nats of latents (B, *event)."""
+        if len(latent) == 0:
+            return torch.zeros(0, dtype=torch.float64, device=latent.device)
+        return self.prior.log_prob(latent)
+
+
+class Solution(NamedTuple):
+    """An integration's ``end`` with int tr dv/dz dphi along it, the variance of that by the probes, and the
+    estimated error of the answer, all (B,) float64 nats; the ``path`` by which it can be differentiated."""
+
+    end: Integration
+    change: Tensor
+    variance: Tensor
+    discretisation: Tensor
+    path: Path | None = None
