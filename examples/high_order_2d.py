@@ -25,8 +25,8 @@ def run(order: int, seed: int, arguments: argparse.Namespace) -> dict:
     start = time.process_time()
     trained = fastlik.train(
         fastlik.data.checkerboard(500_000, seed=seed), net, schedule=arguments.schedule, order=order,
-        third="laplacian", steps=arguments.steps, batch_size=arguments.batch_size, cooldown=0.5,
-        seed=seed, compile=arguments.compile,
+        steps=arguments.steps, batch_size=arguments.batch_size, cooldown=0.5, seed=seed,
+        compile=arguments.compile,
     )  # fmt: skip
     seconds = time.process_time() - start
     mean = fastlik.ode_nll(trained.model, fastlik.data.checkerboard(arguments.points, seed=1000)).mean()
