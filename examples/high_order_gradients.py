@@ -3,8 +3,8 @@
     python examples/high_order_gradients.py
 
 Trains an MLP with VE by first and by second order and takes, at the weights reached, the gradients of the
-three losses on many batches, times the released weights of their orders: the norm of the mean, unbiased, and the
-root of the summed variances of one batch.
+three losses on many batches, times the released weights of their orders: the norm of the mean, unbiased, and
+the root of the summed variances of one batch.
 """
 
 import argparse
