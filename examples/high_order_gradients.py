@@ -2,8 +2,9 @@
 
     python examples/high_order_gradients.py
 
-Trains an MLP with VE by first and by second order and takes, at the weights reached, the gradients of the three
-losses on many batches, times the released weights of their orders; prints the root of the summed variances.
+Trains an MLP with VE by first and by second order and takes, at the weights reached, the gradients of the
+three losses on many batches, times the released weights of their orders; prints the root of the summed
+variances.
 """
 
 import argparse
