@@ -1,6 +1,8 @@
 """From pytest-benchmark's JSON to the tables of the README and the results that are kept.
 
 ``pytest benchmarks/ --benchmark-only --benchmark-json=run.json; python -m benchmarks.report run.json``
+
+``--figures FILE`` keeps what each benchmark of a run asserted or counted, by its name, in a file of its own.
 """
 
 from __future__ import annotations
@@ -38,12 +40,31 @@ def trim(run: dict) -> dict:
     }
 
 
+def figures(run: dict) -> dict:
+    """Each benchmark's own figures by its name, with machine, versions and commit."""
+    cpu, commit = run["machine_info"]["cpu"], run["commit_info"]
+    named = {bench["name"].removeprefix("bench_"): bench["extra_info"] for bench in run["benchmarks"]}
+    environment: dict = {}
+    for record in named.values():
+        environment |= {key: record[key] for key in ENVIRONMENT if key in record}
+    kept = {name: _without(record, ENVIRONMENT) for name, record in named.items()}
+    return {
+        "cpu": cpu.get("brand_raw"),
+        "commit": commit["id"] + ("+" if commit["dirty"] else ""),
+        "date": run["datetime"][:10],
+        **environment,
+        "figures": {name: record for name, record in kept.items() if record},
+    }
+
+
 def _without(record: dict, keys: Iterable[str]) -> dict:
     kept = {key: value for key, value in record.items() if key not in keys}
     return {key: _rounded(value) for key, value in kept.items()}
 
 
 def _rounded(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
@@ -127,7 +148,12 @@ def text(results: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, nargs="?", help="pytest-benchmark's JSON; default: what is kept")
+    parser.add_argument("--figures", type=Path, help="write the run's figures here, and nothing else")
     arguments = parser.parse_args()
+    if arguments.figures is not None:
+        kept = figures(json.loads(arguments.run.read_text()))
+        arguments.figures.write_text(json.dumps(kept, indent=1) + "\n")
+        return
     if arguments.run is not None:
         results = trim(json.loads(arguments.run.read_text()))
         RESULTS.parent.mkdir(exist_ok=True)

@@ -27,7 +27,7 @@ TRUTH = GaussianMixture([0.3, 0.3, 0.4], [[-2 / 7], [-6 / 7], [4 / 7]], torch.te
 FINEST = 0.045  # the deviation of the two narrow components
 SCHEDULES = {"ve": fastlik.VE(), "vp": fastlik.VP()}
 NAMES = ("order 1", "order 1, equal time", "order 2", "order 3", "order 3, above the noise")
-EQUAL_TIME = 1.7  # CPU time of a run of second order over that of first order, measured
+EQUAL_TIME = 1.5  # a step of second order in steps of first order: 10.5 / 7.3 ms, compiled, one thread
 PROTOCOLS = {
     "published": {"lr": 1e-3, "ema": 0.999},
     "cooldown": {"lr": 2e-3, "ema": 0.998, "cooldown": 0.5},
@@ -51,7 +51,9 @@ def measure(model: fastlik.ScoreModel, schedule: fastlik.VE | fastlik.VP) -> dic
     x = torch.linspace(-2.4, 2.4, 1201, dtype=torch.float64)[:, None]
     log_q = TRUTH.log_density(x)
     log_p = -fastlik.ode_nll(model, x.float(), tolerance=1e-4).nats
-    kl = float(torch.trapezoid(log_q.exp() * (log_q - log_p), x[:, 0]))
+    # far from all data an ODE may be too stiff to have a likelihood (NaN)
+    gaps = torch.where(log_q > -50, log_q.exp() * (log_q - log_p), 0.0)
+    kl = float(torch.trapezoid(gaps, x[:, 0]))
 
     def score(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return TRUTH.score(x, schedule.alpha(t), schedule.sigma(t)).to(x.dtype)

@@ -25,8 +25,8 @@ def run(order: int, seed: int, arguments: argparse.Namespace) -> dict:
     start = time.process_time()
     trained = fastlik.train(
         fastlik.data.checkerboard(500_000, seed=seed), net, schedule=arguments.schedule, order=order,
-        third="laplacian", steps=arguments.steps, batch_size=arguments.batch_size, cooldown=0.5,
-        seed=seed, compile=arguments.compile,
+        steps=arguments.steps, batch_size=arguments.batch_size, cooldown=0.5, seed=seed,
+        compile=arguments.compile,
     )  # fmt: skip
     seconds = time.process_time() - start
     mean = fastlik.ode_nll(trained.model, fastlik.data.checkerboard(arguments.points, seed=1000)).mean()
@@ -36,11 +36,16 @@ def run(order: int, seed: int, arguments: argparse.Namespace) -> dict:
     grid = fastlik.ode_nll(trained.model, torch.stack((x, y), -1).reshape(-1, 2), tolerance=1e-2)
     density = (-grid.nats).exp()
     return {
-        "schedule": arguments.schedule, "order": order, "seed": seed, "steps": arguments.steps,
+        "order": order, "seed": seed, **_key(arguments),
         "nll": mean.nats, "stderr": mean.nats_stderr, "kl": mean.nats - ENTROPY,
         "mass": float(density.nansum()) * (9 / size) ** 2, "cpu_seconds": seconds,
         "density": [round(value, 4) for value in density.nan_to_num().tolist()],
     }  # fmt: skip
+
+
+def _key(arguments: argparse.Namespace) -> dict:
+    """What tells the settings of a table from those of another."""
+    return {name: getattr(arguments, name) for name in ("schedule", "steps", "width", "batch_size")}
 
 
 def picture(results: list[dict], path: Path) -> None:
@@ -71,7 +76,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     records = Records(arguments.out)
-    key = {"schedule": arguments.schedule, "steps": arguments.steps}
+    key = _key(arguments)
     for seed in range(arguments.seeds):
         for order in arguments.orders:
             if records.find(order=order, seed=seed, **key) is None:

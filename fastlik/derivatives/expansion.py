@@ -18,8 +18,8 @@ Field = Callable[[Tensor], Tensor]
 
 class Expansion(NamedTuple):
     """``value`` f(x) (B, *event); the others are stacked along a new first dimension: ``first[k]`` Df[v_k],
-    ``second[k]`` D^2 f[v_k, v_k] or D^2 f[u, v_k], ``gradient[k]`` of <c_k, Df[v_k]> in x, or one of their
-    sum; None where not asked for."""
+    ``second[k]`` D^2 f[v_k, v_k] or D^2 f[u, v_k], or one sum of the former over k; ``gradient[k]`` of
+    <c_k, Df[v_k]> in x, or one of their sum; None where not asked for."""
 
     value: Tensor
     first: Tensor
@@ -33,6 +33,7 @@ def expand(
     directions: Tensor,
     *,
     second: bool = False,
+    collapse: bool = False,
     mixing: Tensor | None = None,
     cotangents: Tensor | None = None,
     joint: bool = False,
@@ -40,10 +41,12 @@ def expand(
 ) -> Expansion:
     """Derivatives of f at x (B, *event) along ``directions`` v (K, B, *event), rows independent.
 
-    Costs 1 + K forward passes, 1 + 2 K with ``second``, 1 + 3 K with ``mixing``; each gradient as much again.
+    Costs 1 + K forward passes, 1 + 2 K with ``second``, 2 + K with ``collapse``, 1 + 3 K with ``mixing``;
+    each gradient as much again.
 
     Args:
         second: the second derivatives along each direction.
+        collapse: their sum over the directions alone.
         mixing: u (B, *event), for the mixed second derivatives along u and each direction.
         cotangents: c (K, B, *event) of the gradients wanted.
         joint: one gradient of the sum over k, instead of K gradients.
@@ -54,6 +57,9 @@ def expand(
     if mixing is not None:
         us = mixing.expand_as(directions)
         value, _, first, curvature = jet(f, x, (us, directions), backend=backend)
+    elif collapse:
+        value, first, laplacian = jet(f, x, directions, 2, collapse=True, backend=backend)
+        curvature = laplacian[None]
     elif second:
         value, first, curvature = jet(f, x, directions, 2, backend=backend)
     else:

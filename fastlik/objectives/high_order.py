@@ -14,10 +14,11 @@ T = sigma^3 grad tr grad s.  The forms differ in what is compared and in how man
             "quadratic"       (v'M v - (v'r)^2)^2, as released; its expectation is "trace" plus the
                               variance over probes
             "quadratic-pair"  the product of two such residuals with independent probes; expectation "trace"
-    third   "full"            ||T - target||^2, d directions
+    third   "full"            ||T - target||^2, d directions and a reverse pass
+            "vector-laplacian"  sum of d^2 r[e, e] over the unit directions e in place of T: the same where M
+                              is symmetric, as it is at the optimum, and without a reverse pass
             "gradient"        the same of v'M v for a probe v, as released; expectation "full" plus variance
-            "laplacian"       d^2 r[v, v] in place of the gradient of v'M v: the same where M is symmetric,
-                              as it is at the optimum, and without a reverse pass
+            "laplacian"       d^2 r[v, v] in place of the gradient of v'M v, likewise
             "mixed"           u' times the residual of "gradient" with a second probe u, without a reverse
                               pass; the same expectation as "gradient", a d-th of its information
             "...-pair"        products of residuals with independent probes; expectation that of "full"
@@ -42,8 +43,10 @@ from .residual import NoiseResidual
 ORDERS = (1, 2, 3)
 SECOND_FORMS = ("full", "trace", "product", "quadratic", "quadratic-pair")
 THIRD_FORMS = (
-    "full", "gradient", "gradient-pair", "laplacian", "laplacian-pair", "mixed", "mixed-pair",
+    "full", "vector-laplacian", "gradient", "gradient-pair", "laplacian", "laplacian-pair", "mixed",
+    "mixed-pair",
 )  # fmt: skip
+_EXACT = {"full", "trace", "vector-laplacian"}
 EXACT_UP_TO = 3
 """Up to this size "auto" takes all d directions."""
 
@@ -65,24 +68,24 @@ class Forms(NamedTuple):
     @property
     def exact(self) -> bool:
         """Whether all d unit directions are needed."""
-        return bool({"full", "trace"} & {*self.second, self.third})
+        return bool(_EXACT & {*self.second, self.third})
 
     @property
     def sampled(self) -> bool:
         """Whether probes are needed."""
-        return bool({*self.second, self.third} - {"full", "trace", None})
+        return bool({*self.second, self.third} - _EXACT - {None})
 
-    def reverses(self, size: int) -> bool:
-        """Whether events of ``size`` numbers take a reverse pass inside the loss (not compilable)."""
-        form = self.third or ""
-        return form.startswith("gradient") or (form == "full" and size > 1)
+    @property
+    def reverses(self) -> bool:
+        """Whether a reverse pass is taken inside the loss, which torch.compile refuses."""
+        return self.third in ("full", "gradient", "gradient-pair")
 
 
 def choose_forms(order: int, second: str, third: str, size: int, probes: int) -> Forms:
     """What "auto" and "+" stand for, for events of ``size`` numbers.
 
-    "auto" is "full" up to 3 dimensions; above, "product+quadratic" and "laplacian", from two probes on
-    their "-pair".
+    "auto" is "full" and "vector-laplacian" up to 3 dimensions; above, "product+quadratic" and "laplacian",
+    from two probes on their "-pair".
 
     Raises ValueError for unknown names (the valid ones are listed) and for a pair of one probe.
     """
@@ -92,7 +95,7 @@ def choose_forms(order: int, second: str, third: str, size: int, probes: int) ->
     if second == "auto":
         second = "full" if size <= EXACT_UP_TO else f"product+quadratic{pair}"
     if third == "auto":
-        third = "full" if size <= EXACT_UP_TO else f"laplacian{pair}"
+        third = "vector-laplacian" if size <= EXACT_UP_TO else f"laplacian{pair}"
     names = tuple(name.strip() for name in second.split("+"))
     for name in names:
         check_choice("second", name, ("auto", *SECOND_FORMS))
@@ -207,8 +210,10 @@ def _third_derivatives(
         return {}
     if form.startswith("mixed"):
         return {"mixing": residual.sigma * mixing}
-    if form.startswith("laplacian") or (form == "full" and d == 1):
-        return {"second": True}  # in one dimension the gradient of the trace is the second derivative
+    if form == "vector-laplacian" and not forms.sampled:
+        return {"collapse": True}
+    if "laplacian" in form:
+        return {"second": True}
     cotangents = residual.gain * directions
     if form == "full":
         cotangents[d:] = 0
@@ -229,8 +234,8 @@ def _third(
         derivatives = residual.gradient(expansion.gradient).flatten(2)
     else:
         derivatives = residual.second(expansion.second).flatten(2)
-    if form == "full":
-        gap = derivatives[0] - whole.third_targets().sum(0)
+    if form in _EXACT:
+        gap = derivatives[:d].sum(0) - whole.third_targets().sum(0)  # of one, where it is their sum already
         return gap.square().sum(-1)
     if form.startswith("mixed"):
         gaps = _inner(along.v, derivatives[d:]) - _inner(mixing.flatten(1), along.third_targets())

@@ -114,8 +114,9 @@ def train(
             they were.
         device: by default cuda where it is available, else cpu.
         precision: "auto" is float32 (float64 for a float64 network); "bf16" autocasts the network.
-        compile: torch.compile of the loss with its derivatives; "auto" only on cuda.  Third order "full"
-            above one dimension and "gradient" cannot be compiled.
+        compile: torch.compile of the loss with its derivatives; "auto" only on cuda, and second and third
+            order only for events (d,).  Third order "full" and "gradient" cannot be compiled, nor can
+            networks that torch.compile does not follow on jets, such as the UNet.
         parts: into which the batch is cut, their gradients added up: memory alone depends on it;
             "auto" keeps that of third order on images below 3 times that of first order.
         checkpoint_every: steps between checkpoints.
@@ -157,7 +158,9 @@ def train(
     forms = choose_forms(order, second, third, dataset.rows[0].numel(), probes)
     compiled = compile
     if compile == "auto":
-        compiled = place.type == "cuda" and not forms.reverses(dataset.rows[0].numel())
+        # Dynamo does not follow jets through torch.cat, which networks for images are made of
+        followed = order == 1 or len(dataset.event) == 1
+        compiled = place.type == "cuda" and followed and not forms.reverses
     config = configuration(
         options, model, dataset, steps=steps, device=str(place), compile=compiled, parts=parts,
         checkpoint_every=checkpoint_every,

@@ -47,10 +47,10 @@ class Trainer:
         size = dataset.rows[0].numel()
         self.forms = choose_forms(options.order, options.second, options.third, size, options.probes)
         objective = Objective(self.model, self.forms, options.order_weights)
-        if compile and self.forms.reverses(size):
+        if compile and self.forms.reverses:
             raise ValueError(
                 f"third={self.forms.third!r} takes a reverse pass inside the loss, which torch.compile "
-                f'refuses: choose compile=False, or third="laplacian"'
+                f'refuses: choose compile=False, or third="auto"'
             )
         if compile:
             objective.compile()

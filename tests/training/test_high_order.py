@@ -177,13 +177,13 @@ def test_compiled_steps_are_the_eager_ones():
     ("options", "match"),
     [
         ({"order": 2, "second": "hessian"}, "'full', 'trace'"),
-        ({"order": 3, "third": "trace"}, "'full', 'gradient'"),
+        ({"order": 3, "third": "trace"}, "'full', 'vector-laplacian'"),
         ({"order": 2, "second": "quadratic-pair"}, "takes at least two probes"),
         ({"order": 2, "order_weights": (1.0,)}, "order_weights are two"),
         ({"order": 2, "order_weights": (1.0, -1.0)}, "numbers >= 0"),
         ({"order": 2, "order_weights": (torch.sum, 1.0)}, "one weight a time"),
         ({"order": 2, "probes": 0}, "probes must be an integer of at least 1"),
-        ({"order": 3, "compile": True}, "third='full' takes a reverse pass"),
+        ({"order": 3, "third": "full", "compile": True}, "third='full' takes a reverse pass"),
         ({"order": 2, "parts": 0}, "parts must be an integer of at least 1"),
     ],
 )
