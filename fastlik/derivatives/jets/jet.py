@@ -38,12 +38,17 @@ class Jet:
         self.shared = False
 
     @property
+    def example(self) -> Tensor:
+        """A tensor of the primal's shape, dtype and device, whatever its values."""
+        return self.primal
+
+    @property
     def shape(self) -> torch.Size:
-        return self.primal.shape
+        return self.example.shape
 
     @property
     def ndim(self) -> int:
-        return self.primal.dim()
+        return self.example.dim()
 
     def stack(self) -> Tensor:
         """Primal and derivatives along a new first dimension."""

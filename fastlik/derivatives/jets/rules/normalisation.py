@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import fused
 from ..jet import Jet, nothing_recorded
 from ..registry import rule
 from .arithmetic import add, mul, square, sub
@@ -61,6 +62,9 @@ def group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Jet:
+    joined = fused.group_norm(a, num_groups, weight, bias, eps)
+    if joined is not None:
+        return joined
     channel = (-1, *[1] * (a.ndim - 2))
     weight = None if weight is None else weight.reshape(channel)
     bias = None if bias is None else bias.reshape(channel)
@@ -100,6 +104,9 @@ def layer_norm(
     cudnn_enable: bool = True,
 ) -> Jet:
     shape = list(normalized_shape)
+    joined = fused.layer_norm(a, len(shape), weight, bias, eps, centred=True)
+    if joined is not None:
+        return joined
     if nothing_recorded() and a.layout.order == 1 and a.parts[0] is not None and a.ndim > len(shape):
         return affine(_layer_norm_fused(a, shape, eps), weight, bias)
     return affine(normalise(a, tuple(range(-len(shape), 0)), eps), weight, bias)
@@ -126,6 +133,9 @@ def rms_norm(
     a: Jet, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Jet:
     eps = torch.finfo(a.primal.dtype).eps if eps is None else eps
+    joined = fused.layer_norm(a, len(normalized_shape), weight, None, eps, centred=False)
+    if joined is not None:
+        return joined
     return affine(normalise(a, tuple(range(-len(normalized_shape), 0)), eps, centred=False), weight, None)
 
 

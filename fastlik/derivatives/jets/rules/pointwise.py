@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import fused as kernels
 from ..jet import Jet, lift, nothing_recorded
 from ..registry import rule
 from .arithmetic import Operand, add, div, mul, plus, primal_of, square, sub
@@ -64,6 +65,9 @@ def pointwise(*names: str, fused: Callable | None = None) -> Callable:
 
     def register(derivatives: Callable[..., Derivatives]) -> Callable[..., Jet]:
         def apply(a: Jet, *args: object, **options: object) -> Jet:
+            joined = kernels.activation(a, names[0], *args, **options)
+            if joined is not None:
+                return joined
             if fused is None or a.layout.order > 1 or a.parts[0] is None or not nothing_recorded():
                 return compose(derivatives(a.primal, *args, **options), a)
             primal = next(derivatives(a.primal, *args, **options))
@@ -140,6 +144,9 @@ def _gelu_erf(x: Tensor) -> Derivatives:
 
 @rule("gelu")
 def gelu(a: Jet, approximate: str = "none") -> Jet:
+    joined = kernels.activation(a, "gelu" if approximate == "none" else "gelu_tanh")
+    if joined is not None:
+        return joined
     if a.layout.order == 1 and a.parts[0] is not None and nothing_recorded():
         tangents = aten.gelu_backward(a.parts[0], a.primal.expand_as(a.parts[0]), approximate=approximate)
         return a.replace(F.gelu(a.primal, approximate=approximate), (tangents,))
