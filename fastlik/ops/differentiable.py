@@ -23,8 +23,9 @@ class Fused:
         reference: f(*args) in plain PyTorch: the results that callers see.
         allocate: tensors for the results, and for what the backward pass wants to keep besides.
         forward: (results, *args) -> None, fills them.
-        backward: (gradients, grads, results, *args) -> None, fills ``gradients``, one for every tensor among
-            the arguments, from ``grads``, one for every result of ``reference``; None: by the reference.
+        backward: (gradients, grads, results, *args) -> None, fills ``gradients``, one for every argument of
+            floating-point numbers, from ``grads``, one for every result of ``reference``.
+        has_backward: (*args) -> whether ``backward`` takes them; the reference does where it does not.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Fused:
         """The results, and what was kept for the backward pass."""
         if torch.compiler.is_compiling():
             return self.operator(*args)
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors_of(args)):
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _leaves(args)):
             return list(_Function.apply(self, *args))
         return self.run(*args)
 
@@ -70,10 +71,10 @@ class Fused:
         again = torch.is_grad_enabled()
         with torch.enable_grad():
             if not again:
-                args = [a.detach().requires_grad_() if isinstance(a, Tensor) else a for a in args]
+                args = [a.detach().requires_grad_() if _has_gradient(a) else a for a in args]
             # results of their own, not those of the kernel: they lead to the arguments
-            inputs = [a.view_as(a) if isinstance(a, Tensor) else a for a in args]
-            leaves = [a if a.requires_grad else a.requires_grad_() for a in tensors_of(inputs)]
+            inputs = [a.view_as(a) if _has_gradient(a) else a for a in args]
+            leaves = [a if a.requires_grad else a.requires_grad_() for a in _leaves(inputs)]
             outputs = self.reference(*inputs)
             gradients = torch.autograd.grad(
                 outputs, leaves, grads[: len(outputs)], create_graph=again, materialize_grads=True
@@ -81,19 +82,24 @@ class Fused:
         return [g.to(leaf.dtype) for g, leaf in zip(gradients, leaves, strict=True)]
 
 
-def tensors_of(args: Sequence[object]) -> Results:
-    return [a for a in args if isinstance(a, Tensor)]
+def _has_gradient(a: object) -> bool:
+    return isinstance(a, Tensor) and a.is_floating_point()
+
+
+def _leaves(args: Sequence[object]) -> Results:
+    """The tensors that have gradients."""
+    return [a for a in args if _has_gradient(a)]
 
 
 def _gradients(args: Sequence[object]) -> Results:
-    """A dense tensor, unset, for the gradient of every tensor, in its order of memory."""
-    return [torch.empty_like(tensor) for tensor in tensors_of(args)]
+    """A dense tensor, unset, for every gradient, in its argument's order of memory."""
+    return [torch.empty_like(tensor) for tensor in _leaves(args)]
 
 
 def _spread(gradients: Results, args: Sequence[object]) -> tuple[Tensor | None, ...]:
-    """One gradient an argument, None for those that are no tensors."""
+    """One gradient an argument, None for those that have none."""
     supply = iter(gradients)
-    return tuple(next(supply) if isinstance(a, Tensor) else None for a in args)
+    return tuple(next(supply) if _has_gradient(a) else None for a in args)
 
 
 def _restored(tensors: Sequence[Tensor], args: Sequence[object]) -> list[object]:
@@ -103,7 +109,7 @@ def _restored(tensors: Sequence[Tensor], args: Sequence[object]) -> list[object]
 
 def _keep(ctx: object, args: Sequence[object], results: Sequence[Tensor]) -> None:
     """Save arguments, and the results beyond what the reference has."""
-    ctx.save_for_backward(*tensors_of(args), *results)
+    ctx.save_for_backward(*(a for a in args if isinstance(a, Tensor)), *results)
     ctx.args = [Tensor if isinstance(a, Tensor) else a for a in args]
 
 

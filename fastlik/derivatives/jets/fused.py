@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ...ops.activation import FUNCTIONS
 from ...ops.activation import activation as activation_op
+from ...ops.attention import attention as attention_op
+from ...ops.attention import obstacle_of
 from ...ops.dispatch import TRITON_DTYPES, choose, interpreted
 from ...ops.normalisation import fits
 from ...ops.normalisation import normalise as normalise_op
@@ -62,6 +64,29 @@ def activation(a: Jet, function: str, *args: object, **options: object) -> Jet |
 
 def _softplus(beta: float = 1, threshold: float = 20) -> tuple[float, float]:
     return beta, threshold
+
+
+def attention(
+    query: object,
+    key: object,
+    value: object,
+    mask: object,
+    dropout: float,
+    causal: bool,
+    scale: float | None,
+    grouped: bool,
+) -> Jet | None:
+    """The first-order jet of softmax attention; None where the kernel is not to run."""
+    jets = (query, key, value)
+    if not all(isinstance(each, Jet) and each.ndim == 4 and each.layout is ALONG[1] for each in jets):
+        return None
+    if dropout or grouped or isinstance(mask, Jet):
+        return None
+    if obstacle_of(query.primal, mask) or any(carried("attention", each) is None for each in jets):
+        return None
+    primals, tangents = zip(*((each.primal, each.parts[0]) for each in jets), strict=True)
+    result, tangent = attention_op(*primals, *tangents, mask=mask, causal=causal, scale=scale)
+    return query.replace(result, (tangent,))
 
 
 @dataclass(frozen=True)
