@@ -10,9 +10,13 @@ from torch import Tensor
 
 from fastlik.ops.activation import FUNCTIONS
 from fastlik.ops.activation.triton import FUSED as ACTIVATION
+from fastlik.ops.attention.triton import FUSED as ATTENTION
 from fastlik.ops.differentiable import Fused
+from fastlik.ops.hutchinson.triton import FUSED as HUTCHINSON
+from fastlik.ops.memory import empty_like_order
+from fastlik.ops.normalisation.triton import FUSED as NORMALISATION
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+DTYPES = (torch.bfloat16, torch.float32)  # float16 is compiled as bfloat16 is
 Case = Callable[[torch.dtype], None]
 
 
@@ -35,10 +39,70 @@ def _activation(function: str, kind: str) -> Case:
     return call
 
 
+def _normalisation(layout: str, function: str, kind: str, *shape: int, groups: int = 32) -> Case:
+    """A norm with scale and shift: "nchw", "nhwc" or "tokens"."""
+
+    def call(dtype: torch.dtype) -> None:
+        x, first = empty(*shape, dtype=dtype), empty(2, *shape, dtype=dtype)
+        if layout == "nhwc":
+            x = x.to(memory_format=torch.channels_last)
+            first = empty_like_order(x, 2)
+        second = {"none": None, "along": first, "sum": first[:1]}[kind]
+        rows = 1 if layout == "tokens" else len(x)
+        scale = empty(rows, shape[1], dtype=dtype)
+        _both_ways(NORMALISATION, 2, x, first, second, scale, scale, groups, 1e-5, layout != "rms", function)
+
+    return call
+
+
+def _attention(size: int, count: int, mask: str = "none") -> Case:
+    def call(dtype: torch.dtype) -> None:
+        x, v = empty(2, 8, 1024, size, dtype=dtype), empty(count, 2, 8, 1024, size, dtype=dtype)
+        kinds = {"bool": torch.bool, "sum": dtype}
+        given = empty(2, 8, 1024, 1024, dtype=kinds[mask]) if mask in kinds else None
+        _both_ways(ATTENTION, 2, x, x, x, v, v, v, given, mask == "causal", 0.125)
+
+    return call
+
+
+def _hutchinson(dtype: torch.dtype) -> None:
+    jv, rows = empty(2, 64, 3072, dtype=dtype), empty(64, dtype=torch.int64)
+    _both_ways(HUTCHINSON, 1, jv, rows, rows, 0, 1)
+
+
 CASES: dict[str, dict[str, Case]] = {
     "activation": {
         # "along" holds everything that the others do
         f"{function} {kind}": _activation(function, kind)
         for function, kind in [("silu", "none"), ("silu", "sum"), *product(FUNCTIONS, ("along",))]
     },
+    "normalisation": {
+        f"{layout} {function} {kind} {shape[1]} {shape[2:]}": _normalisation(
+            layout, function, kind, *shape, groups=groups
+        )
+        for layout, function, kind, shape, groups in [
+            ("nchw", "silu", "none", (4, 128, 32, 32), 32),
+            ("nhwc", "silu", "none", (4, 128, 32, 32), 32),
+            ("nhwc", "silu", "along", (4, 128, 32, 32), 32),
+            ("nchw", "silu", "sum", (4, 128, 32, 32), 32),
+            ("nhwc", "identity", "none", (4, 256, 32, 32), 32),
+            ("nhwc", "silu", "none", (4, 256, 16, 16), 32),
+            ("nhwc", "silu", "none", (4, 192, 8, 8), 32),
+            ("nchw", "silu", "along", (4, 512, 32, 32), 32),  # the largest group
+            ("tokens", "identity", "none", (512, 384), 1),
+            ("tokens", "identity", "along", (512, 1152), 1),
+            ("rms", "identity", "none", (512, 4096), 1),
+        ]
+    },
+    "attention": {
+        f"head {size} tangents {count} mask {mask}": _attention(size, count, mask)
+        for size, count, mask in [
+            (32, 2, "none"),
+            (64, 1, "none"),
+            (64, 2, "causal"),
+            (128, 1, "bool"),
+            (128, 2, "sum"),
+        ]
+    },
+    "hutchinson": {"products": _hutchinson},
 }

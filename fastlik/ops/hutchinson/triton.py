@@ -51,7 +51,7 @@ def signs_kernel(out, rows, nodes, key0, key1, batch, size, COUNTERS: tl.constex
     out += (draw * batch + row) * size
     for lane in tl.static_range(4):
         coordinates, signs = _lane(words[lane], start, lane, COUNTERS)
-        tl.store(out + coordinates, signs.to(out.dtype.element_ty), coordinates < size)
+        tl.store(out + coordinates, signs.to(tl.float32).to(out.dtype.element_ty), coordinates < size)
 
 
 @triton.jit
