@@ -17,6 +17,7 @@ from fastlik.ops.memory import empty_like_order
 from fastlik.ops.normalisation.triton import FUSED as NORMALISATION
 
 DTYPES = (torch.bfloat16, torch.float32)  # float16 is compiled as bfloat16 is
+CURVED = tuple(function for function in FUNCTIONS if function != "identity")
 Case = Callable[[torch.dtype], None]
 
 
@@ -74,7 +75,7 @@ CASES: dict[str, dict[str, Case]] = {
     "activation": {
         # "along" holds everything that the others do
         f"{function} {kind}": _activation(function, kind)
-        for function, kind in [("silu", "none"), ("silu", "sum"), *product(FUNCTIONS, ("along",))]
+        for function, kind in [("silu", "none"), ("silu", "sum"), *product(CURVED, ("along",))]
     },
     "normalisation": {
         f"{layout} {function} {kind} {shape[1]} {shape[2:]}": _normalisation(
@@ -84,25 +85,16 @@ CASES: dict[str, dict[str, Case]] = {
             ("nchw", "silu", "none", (4, 128, 32, 32), 32),
             ("nhwc", "silu", "none", (4, 128, 32, 32), 32),
             ("nhwc", "silu", "along", (4, 128, 32, 32), 32),
-            ("nchw", "silu", "sum", (4, 128, 32, 32), 32),
-            ("nhwc", "identity", "none", (4, 256, 32, 32), 32),
-            ("nhwc", "silu", "none", (4, 256, 16, 16), 32),
             ("nhwc", "silu", "none", (4, 192, 8, 8), 32),
-            ("nchw", "silu", "along", (4, 512, 32, 32), 32),  # the largest group
-            ("tokens", "identity", "none", (512, 384), 1),
-            ("tokens", "identity", "along", (512, 1152), 1),
+            ("nchw", "silu", "none", (4, 256, 32, 32), 32),  # the largest group with a backward kernel
+            ("nchw", "silu", "along", (4, 512, 32, 32), 32),  # the largest
+            ("tokens", "identity", "none", (512, 1152), 1),
             ("rms", "identity", "none", (512, 4096), 1),
         ]
     },
     "attention": {
         f"head {size} tangents {count} mask {mask}": _attention(size, count, mask)
-        for size, count, mask in [
-            (32, 2, "none"),
-            (64, 1, "none"),
-            (64, 2, "causal"),
-            (128, 1, "bool"),
-            (128, 2, "sum"),
-        ]
+        for size, count, mask in [(64, 1, "none"), (64, 2, "causal"), (128, 1, "bool"), (128, 2, "sum")]
     },
     "hutchinson": {"products": _hutchinson},
 }

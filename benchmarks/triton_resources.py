@@ -1,7 +1,7 @@
 """Registers, stack and shared memory of every Triton kernel, compiled without a GPU.
 
-    python -m benchmarks.triton_resources            # rewrites results/triton_resources.json
-    python -m benchmarks.triton_resources activation # prints the figures of one operation
+    python -m benchmarks.triton_resources [operation ...]      # writes results/triton_resources.json
+    python -m benchmarks.triton_resources check activation "silu none" sm_90
 
 Operations are called on tensors without storage, and what they would launch is compiled for every target.
 """
@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -98,35 +98,47 @@ def fingerprint(operation: str) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 
-def measure(operation: str, case: str, dtype: torch.dtype, target: str) -> Iterator[tuple[str, dict]]:
-    """(kernel, its figures) of one call."""
-    for launch in launches(lambda: CASES[operation][case](dtype)):
-        yield launch[0].fn.__name__, resources(launch, TARGETS[target])
+def name_of(operation: str, case: str, dtype: torch.dtype, target: str, kernel: str) -> str:
+    return f"{operation} / {case} / {str(dtype).removeprefix('torch.')} / {target} / {kernel}"
 
 
-def table(operations: list[str]) -> dict[str, object]:
-    """Every figure, and what it belongs to."""
-    figures = {
-        f"{operation} / {case} / {str(dtype).removeprefix('torch.')} / {target} / {kernel}": values
-        for operation in operations
-        for case in CASES[operation]
-        for dtype in DTYPES
-        for target in TARGETS
-        for kernel, values in measure(operation, case, dtype, target)
-    }
+def measure(operation: str, case: str, dtype: torch.dtype, target: str) -> dict[str, dict[str, int]]:
+    """The figures of every kernel of one call, by name."""
     return {
-        "triton": triton.__version__,
-        "fingerprints": {operation: fingerprint(operation) for operation in operations},
-        "kernels": figures,
+        name_of(operation, case, dtype, target, launch[0].fn.__name__): resources(launch, TARGETS[target])
+        for launch in launches(lambda: CASES[operation][case](dtype))
     }
+
+
+def update(operation: str) -> None:
+    """Compile every case of an operation and write its figures to the table."""
+    table = json.loads(TABLE.read_text()) if TABLE.exists() else {"operations": {}}
+    kernels = {}
+    for case in CASES[operation]:
+        for dtype in DTYPES:
+            for target in TARGETS:
+                kernels |= measure(operation, case, dtype, target)
+    table["operations"][operation] = {
+        "triton": triton.__version__,
+        "fingerprint": fingerprint(operation),
+        "kernels": kernels,
+    }
+    TABLE.write_text(json.dumps(table, indent=1) + "\n")
+
+
+def check(operation: str, case: str, target: str) -> None:
+    """Raise AssertionError where the table is not what one case compiles to."""
+    table = json.loads(TABLE.read_text())["operations"][operation]
+    assert table["fingerprint"] == fingerprint(operation), f"run python -m {__spec__.name} {operation}"
+    if table["triton"] != triton.__version__:
+        return
+    for name, figures in measure(operation, case, DTYPES[0], target).items():
+        assert figures == table["kernels"][name], f"{name}: {figures}"
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        for name, values in table(sys.argv[1:])["kernels"].items():
-            print(f"{name}: {values}")
+    if sys.argv[1:2] == ["check"]:
+        check(*sys.argv[2:])
     else:
-        result = table(list(CASES))
-        rows = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in result.pop("kernels").items())
-        head = json.dumps(result, indent=1).removesuffix("\n}")
-        TABLE.write_text(f'{head},\n "kernels": {{\n{rows}\n }}\n}}\n')
+        for operation in sys.argv[1:] or CASES:
+            update(operation)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_choice
+from ..ops import hutchinson
 from ..ops.philox import Stream, philox, rademacher, random_words
 
 __all__ = ["PROBES", "Stream", "gaussian", "philox", "probe", "rademacher", "uniform"]
@@ -39,6 +40,8 @@ def probe(kind: str, seed: int, rows: Tensor, draw: int, node: Tensor | int, lik
     of the integration (an int or (B,)).
     """
     check_choice("probe", kind, PROBES)
+    if kind == "rademacher" and not like.is_cpu:
+        return hutchinson.probes(like, range(draw, draw + 1), seed=seed, rows=rows, node=node)[0]
     draw_probe = rademacher if kind == "rademacher" else gaussian
     size = like[0].numel() if len(like) else 0
     values = draw_probe(seed, Stream.PROBE, rows, draw, node, size)

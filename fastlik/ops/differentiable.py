@@ -21,7 +21,8 @@ class Fused:
         name: in torch.ops.fastlik.
         arguments: the arguments as in an ATen schema, without parentheses.
         reference: f(*args) in plain PyTorch: the results that callers see.
-        allocate: tensors for the results, and for what the backward pass wants to keep besides.
+        allocate: (*args, together=) -> tensors for the results, and for what the backward pass wants to keep
+            besides; ``together``: parts of one stack (1 + ..., *shape), where the results are a jet.
         forward: (results, *args) -> None, fills them.
         backward: (gradients, grads, results, *args) -> None, fills ``gradients``, one for every argument of
             floating-point numbers, from ``grads``, one for every result of ``reference``.
@@ -51,10 +52,10 @@ class Fused:
             return self.operator(*args)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _leaves(args)):
             return list(_Function.apply(self, *args))
-        return self.run(*args)
+        return self.run(*args, together=True)
 
-    def run(self, *args: object) -> Results:
-        results = self.allocate(*args)
+    def run(self, *args: object, together: bool = False) -> Results:
+        results = self.allocate(*args, together=together)
         if results[0].numel():
             self.forward(results, *args)
         return results
@@ -157,7 +158,7 @@ def _register(op: Fused, name: str, arguments: str) -> tuple[Callable, Callable]
         mutates_args=(),
         schema=f"(Tensor[] grads, Tensor[] results, {arguments}) -> Tensor[]",
     )
-    operator.register_fake(op.allocate)
+    operator.register_fake(lambda *args: op.allocate(*args, together=False))
     operator_backward.register_fake(lambda grads, results, *args: _gradients(args))
     operator.register_autograd(backward, setup_context=keep)
     return operator, operator_backward

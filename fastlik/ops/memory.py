@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,15 @@ def empty_like_order(x: Tensor, count: int, dtype: torch.dtype | None = None) ->
     return torch.empty_strided(
         (count, *x.shape), (max(1, x.numel()), *x.stride()), dtype=dtype or x.dtype, device=x.device
     )
+
+
+def empty_jet(x: Tensor, counts: Sequence[int], together: bool) -> list[Tensor]:
+    """Unset tensors like ``x`` and (n, *x.shape) for each of ``counts``; ``together``: in one allocation."""
+    counts = [1, *counts]
+    if not together:
+        return [torch.empty_like(x), *(empty_like_order(x, count) for count in counts[1:])]
+    first, *others = empty_like_order(x, sum(counts)).split(counts)
+    return [first[0], *others]
 
 
 def _strides(x: Tensor) -> tuple[int, ...]:

@@ -17,10 +17,10 @@ NODES = torch.tensor([0, 7, (1 << 31) + 1], device=DEVICE)
 @pytest.mark.parametrize("event", [(1,), (33,), (3, 4, 129)])
 def test_the_probes_are_fastliks_bit_for_bit(event, dtype):
     like = torch.empty(3, *event, dtype=dtype, device=DEVICE)
-    drawn = probes(like, 2, seed=SEED, rows=ROWS, node=NODES, backend="triton")
+    drawn = probes(like, range(3, 5), seed=SEED, rows=ROWS, node=NODES, backend="triton")
     for draw in range(2):
-        assert torch.equal(drawn[draw], probe("rademacher", SEED, ROWS, draw, NODES, like))
-    assert torch.equal(probes(like, 2, seed=SEED, rows=ROWS, node=NODES, backend="torch"), drawn)
+        assert torch.equal(drawn[draw], probe("rademacher", SEED, ROWS, 3 + draw, NODES, like))
+    assert torch.equal(probes(like, range(3, 5), seed=SEED, rows=ROWS, node=NODES, backend="torch"), drawn)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 1100), (1, 3, 5, 5), (2, 3, 0)])
@@ -32,16 +32,16 @@ def test_products_and_their_gradient(shape):
 
     check(operation, jv, tolerance=1e-6)
     total = products(jv, seed=1, rows=ROWS, node=3, backend="triton")
-    v = probes(jv[0], shape[0], seed=1, rows=ROWS, node=3)
+    v = probes(jv[0], range(shape[0]), seed=1, rows=ROWS, node=3)
     torch.testing.assert_close(total, (v * jv).flatten(2).double().sum(2), rtol=1e-12, atol=1e-12)
 
 
 def test_empty_batches_and_misfits():
     nothing = torch.empty(0, 4, device=DEVICE)
-    assert probes(nothing, 2, seed=0, rows=ROWS[:0], backend="triton").shape == (2, 0, 4)
+    assert probes(nothing, range(2), seed=0, rows=ROWS[:0], backend="triton").shape == (2, 0, 4)
     assert products(nothing[None], seed=0, rows=ROWS[:0], backend="triton").shape == (1, 0)
     with pytest.raises(ValueError, match=r"must have shape \(0,\)"):
-        probes(nothing, 1, seed=0, rows=ROWS)
+        probes(nothing, range(1), seed=0, rows=ROWS)
 
 
 def test_the_compiler_traces_it():

@@ -5,7 +5,7 @@ A normalisation is deferred: the scale, the shift and the activation that follow
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -59,7 +59,15 @@ def activation(a: Jet, function: str, *args: object, **options: object) -> Jet |
     if parts is None:
         return None
     value, *derivatives = activation_op(a.primal, *parts, function=function, parameter=parameter)
-    return a.replace(value, tuple(derivatives))
+    return _jet_of(a, value, derivatives)
+
+
+def _jet_of(a: Jet, value: Tensor, parts: Sequence[Tensor]) -> Jet:
+    """The results of a kernel, which may lie in one stack."""
+    stack, count = value._base, 1 + sum(map(len, parts))
+    if stack is not None and stack.numel() == count * value.numel():
+        return Jet(a.layout, value, tuple(parts), stack.reshape(count, *value.shape))
+    return Jet(a.layout, value, tuple(parts))
 
 
 def _softplus(beta: float = 1, threshold: float = 20) -> tuple[float, float]:
@@ -86,7 +94,7 @@ def attention(
         return None
     primals, tangents = zip(*((each.primal, each.parts[0]) for each in jets), strict=True)
     result, tangent = attention_op(*primals, *tangents, mask=mask, causal=causal, scale=scale)
-    return query.replace(result, (tangent,))
+    return _jet_of(query, result, [tangent])
 
 
 @dataclass(frozen=True)
@@ -117,9 +125,8 @@ class Normalisation:
             shift=self.shift,
             function=self.function,
         )
-        shape = a.shape
-        parts = tuple(part.reshape(len(part), *shape) for part in derivatives)
-        return self.source.replace(value.reshape(shape), parts)
+        parts = [part.reshape(len(part), *a.shape) for part in derivatives]
+        return _jet_of(a, value.reshape(a.shape), parts)
 
     def rows(self, values: object) -> Tensor | None:
         """A constant factor or summand as (M, C) where it is one number for each sample and channel."""

@@ -54,7 +54,10 @@ class Jet:
         """Primal and derivatives along a new first dimension."""
         if self.stacked is not None:
             return self.stacked
-        return torch.cat([self.primal[None], *[part for part in self.parts if part is not None]])
+        parts = [self.primal[None], *[part for part in self.parts if part is not None]]
+        if self.ndim == 4 and not self.primal.is_contiguous() and _channels_last(self.primal):
+            return torch.cat([part.movedim(2, -1) for part in parts]).movedim(-1, 2)
+        return torch.cat(parts)
 
     def unstack(self, stacked: Tensor) -> Jet:
         """The jet of a tensor stacked as this jet's ``stack()`` is."""
@@ -110,6 +113,10 @@ class Jet:
 
     def _is_small(self) -> bool:
         return self.primal.is_cuda or self.primal.numel() <= _STACK_UP_TO
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def nothing_recorded() -> bool:

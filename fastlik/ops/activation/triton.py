@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastlik.ops.differentiable import Fused
-from fastlik.ops.memory import empty_like_order, ordered_as
+from fastlik.ops.memory import empty_jet, ordered_as
 
 from . import reference
 
@@ -191,10 +190,9 @@ def _channels(x: Tensor, channel: int) -> tuple[int, int]:
 
 
 def allocate(
-    x: Tensor, first: Tensor, second: Tensor | None, bias: Tensor | None, *settings: object
+    x: Tensor, first: Tensor, second: Tensor | None, *settings: object, together: bool
 ) -> list[Tensor]:
-    stacks = [each for each in (first, second) if each is not None]
-    return [torch.empty_like(x), *(empty_like_order(x, len(stack)) for stack in stacks)]
+    return empty_jet(x, [len(each) for each in (first, second) if each is not None], together)
 
 
 def forward(

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastlik.ops.differentiable import Fused
+from fastlik.ops.memory import empty_jet
 
 from . import reference
 
@@ -247,7 +248,7 @@ def _blocks(query: Tensor, several: bool) -> dict[str, int]:
     head = max(16, triton.next_power_of_2(query.shape[-1]))
     wide = query.dtype == torch.float32
     rows = 128 if head <= 64 and not wide else 64
-    columns = 32 if wide or head > 64 else 64
+    columns = 32 if wide or several or head > 64 else 64
     return {"ROWS": rows, "COLUMNS": columns, "HEAD": head, "num_warps": rows // 16, "num_stages": 2}
 
 
@@ -269,11 +270,13 @@ def _sizes(query: Tensor, key: Tensor, scale: float) -> tuple[int | float, ...]:
     return heads, length, key.shape[2], size, scale, query.numel(), key.numel()
 
 
-def allocate(query: Tensor, key: Tensor, value: Tensor, query1: Tensor, *others: object) -> list[Tensor]:
+def allocate(
+    query: Tensor, key: Tensor, value: Tensor, query1: Tensor, *others: object, together: bool
+) -> list[Tensor]:
     """O, O1, and for the backward pass log2 of the weights' sum and the means of S1."""
     rows = query.new_empty(query.shape[:3], dtype=torch.float32)
     means = query.new_empty(query1.shape[:4], dtype=torch.float32)
-    return [torch.empty_like(query), torch.empty_like(query1), rows, means]
+    return [*empty_jet(query, [len(query1)], together), rows, means]
 
 
 def forward(

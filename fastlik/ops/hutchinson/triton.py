@@ -43,11 +43,11 @@ def _lane(word, start, lane: tl.constexpr, COUNTERS: tl.constexpr):
 
 
 @triton.jit
-def signs_kernel(out, rows, nodes, key0, key1, batch, size, COUNTERS: tl.constexpr):
+def signs_kernel(out, rows, nodes, first, key0, key1, batch, size, COUNTERS: tl.constexpr):
     """Some of the coordinates of a row and a draw."""
     row, draw = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     start = tl.program_id(0) * COUNTERS
-    words = _words(rows, nodes, row, draw, start, key0, key1, COUNTERS)
+    words = _words(rows, nodes, row, first + draw, start, key0, key1, COUNTERS)
     out += (draw * batch + row) * size
     for lane in tl.static_range(4):
         coordinates, signs = _lane(words[lane], start, lane, COUNTERS)
@@ -70,16 +70,18 @@ def products_kernel(jv, rows, nodes, total, key0, key1, batch, size, COUNTERS: t
 
 
 def signs(
-    rows: Tensor, node: Tensor, key: Sequence[int], count: int, size: int, dtype: torch.dtype
+    rows: Tensor, node: Tensor, key: Sequence[int], draws: range, size: int, dtype: torch.dtype
 ) -> Tensor:
+    """(K, B, size), +-1, of consecutive draws."""
+    count = len(draws)
     out = torch.empty(count, len(rows), size, dtype=dtype, device=rows.device)
     if out.numel():
         grid = (triton.cdiv(size, COORDINATES), len(rows), count)
-        signs_kernel[grid](out, rows, node, *key, len(rows), size, COUNTERS=COUNTERS)
+        signs_kernel[grid](out, rows, node, draws.start, *key, len(rows), size, COUNTERS=COUNTERS)
     return out
 
 
-def allocate(jv: Tensor, *settings: object) -> list[Tensor]:
+def allocate(jv: Tensor, *settings: object, together: bool) -> list[Tensor]:
     return [jv.new_empty(jv.shape[:2], dtype=torch.float64)]
 
 
@@ -99,7 +101,7 @@ def backward(
     key1: int,
 ) -> None:
     count, _, size = jv.shape
-    drawn = signs(rows, node, (key0, key1), count, size, jv.dtype)
+    drawn = signs(rows, node, (key0, key1), range(count), size, jv.dtype)
     torch.mul(drawn, grads[0][..., None].to(jv.dtype), out=gradients[0])
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastlik.ops.activation.triton import derivatives
 from fastlik.ops.differentiable import Fused
-from fastlik.ops.memory import empty_like_order, ordered_as
+from fastlik.ops.memory import empty_jet, ordered_as
 
 from . import reference
 
@@ -219,9 +219,10 @@ def _sizes(x: Tensor, first: Tensor, scale: Tensor | None, shift: Tensor | None,
     return [x.numel(), len(first), _space(x), groups, x.shape[1] // groups, len(x) // rows]
 
 
-def allocate(x: Tensor, first: Tensor, second: Tensor | None, *settings: object) -> list[Tensor]:
-    stacks = [each for each in (first, second) if each is not None]
-    return [torch.empty_like(x), *(empty_like_order(x, len(stack)) for stack in stacks)]
+def allocate(
+    x: Tensor, first: Tensor, second: Tensor | None, *settings: object, together: bool
+) -> list[Tensor]:
+    return empty_jet(x, [len(each) for each in (first, second) if each is not None], together)
 
 
 def forward(

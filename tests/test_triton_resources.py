@@ -1,0 +1,58 @@
+"""The Triton kernels compile without a GPU, to what the committed table says, and none spills registers."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TABLE = ROOT / "benchmarks" / "results" / "triton_resources.json"
+OPERATIONS = json.loads(TABLE.read_text())["operations"]
+# a block on these; more registers than 255 a thread there are not
+SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
+# sin reduces large angles in local memory
+STACK = {"sin": 8}
+
+# one case of each operation is compiled again
+RECOMPILED = [
+    ("activation", "silu none", "sm_90"),
+    ("normalisation", "nhwc silu none 128 (32, 32)", "sm_90"),
+    ("attention", "head 64 tangents 1 mask none", "sm_80"),
+    ("hutchinson", "products", "sm_80"),
+]
+
+
+def run(*arguments):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "benchmarks.triton_resources", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_no_spills_and_room_in_shared_memory(operation):
+    for name, figures in OPERATIONS[operation]["kernels"].items():
+        case, target = name.split(" / ")[1:4:2]
+        assert figures["stack"] <= STACK.get(case.split()[0], 0), name
+        assert figures["registers"] <= 255, name
+        assert figures["shared"] <= SHARED[target], name
+
+
+def test_every_operation_with_triton_kernels_is_there():
+    kernels = {path.parent.name for path in (ROOT / "fastlik" / "ops").glob("*/triton.py")}
+    assert kernels == set(OPERATIONS) == {operation for operation, *_ in RECOMPILED}
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.parametrize("case", RECOMPILED, ids=lambda case: case[0])
+def test_the_table_is_true(case):
+    found = run("check", *case)
+    assert found.returncode == 0, found.stderr
