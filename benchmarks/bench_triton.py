@@ -167,6 +167,8 @@ def bench_jet(benchmark, monkeypatch, name, dtype, peer):
     x, v = (normal(*case.shape, dtype=dtype, seed=seed) for seed in (0, 1))
     if case.channels_last:
         x, v = (each.to(memory_format=torch.channels_last) for each in (x, v))
+    if name.endswith("D = 128") and dtype == torch.float32:
+        pytest.skip("the kernel takes no such heads in float32")
     v = v[None]
     results = case.jet(x, v, "triton")
     size = x.nbytes + v.nbytes + sum(result.nbytes for result in results)

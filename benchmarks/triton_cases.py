@@ -49,15 +49,19 @@ def _normalisation(layout: str, function: str, kind: str, *shape: int, groups: i
             x = x.to(memory_format=torch.channels_last)
             first = empty_like_order(x, 2)
         second = {"none": None, "along": first, "sum": first[:1]}[kind]
-        rows = 1 if layout == "tokens" else len(x)
+        rows, results = 1 if layout == "tokens" else len(x), 2 if second is None else 3
         scale = empty(rows, shape[1], dtype=dtype)
-        _both_ways(NORMALISATION, 2, x, first, second, scale, scale, groups, 1e-5, layout != "rms", function)
+        _both_ways(
+            NORMALISATION, results, x, first, second, scale, scale, groups, 1e-5, layout != "rms", function
+        )
 
     return call
 
 
 def _attention(size: int, count: int, mask: str = "none") -> Case:
     def call(dtype: torch.dtype) -> None:
+        if dtype == torch.float32 and size > 64:
+            return  # refused
         x, v = empty(2, 8, 1024, size, dtype=dtype), empty(count, 2, 8, 1024, size, dtype=dtype)
         kinds = {"bool": torch.bool, "sum": dtype}
         given = empty(2, 8, 1024, 1024, dtype=kinds[mask]) if mask in kinds else None

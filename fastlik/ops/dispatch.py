@@ -52,11 +52,6 @@ def build_info() -> dict[str, dict[str, Any]]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def warn_once(obstacle: str) -> None:
-    """Say that "auto" took PyTorch's implementation, and why."""
-    _warn_once(f"fastlik runs the slower PyTorch implementation of its kernels: {obstacle}")
-
-
 @cache
 def _warn_once(reason: str) -> None:
     warnings.warn(reason, RuntimeWarning, stacklevel=5)
@@ -169,11 +164,14 @@ def choose(op: str, backend: str, tensor: Tensor, *others: Tensor) -> str:
             f"use backend='torch' there, or torch.no_grad()"
         )
     obstacle = (triton_obstacle if wanted == "triton" else native_obstacle)(op, tensor)
-    if not obstacle:
-        return wanted
+    return fall_back(backend, obstacle) if obstacle else wanted
+
+
+def fall_back(backend: str, obstacle: str) -> str:
+    """ "torch", with one warning, where "auto" meets an obstacle; RuntimeError where a backend was named."""
     if backend != "auto":
         raise RuntimeError(f"backend={backend!r} is not available: {obstacle}")
-    warn_once(obstacle)
+    _warn_once(f"fastlik runs the slower PyTorch implementation of its kernels: {obstacle}")
     return "torch"
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from ...ops.activation import FUNCTIONS
 from ...ops.activation import activation as activation_op
 from ...ops.attention import attention as attention_op
-from ...ops.attention import obstacle_of
-from ...ops.dispatch import TRITON_DTYPES, choose, interpreted
-from ...ops.normalisation import fits
+from ...ops.attention import obstacle_of as attention_obstacle
+from ...ops.dispatch import TRITON_DTYPES, choose, fall_back, interpreted
 from ...ops.normalisation import normalise as normalise_op
+from ...ops.normalisation import obstacle_of as normalisation_obstacle
 from .jet import Jet
 from .layout import ALONG, COLLAPSED
 
@@ -44,6 +44,13 @@ def carried(op: str, a: Jet, *others: Tensor | None) -> tuple[Tensor, Tensor | N
     return first, second
 
 
+def _unhindered(obstacle: str) -> bool:
+    """Whether there is none; where there is, a warning says it once."""
+    if obstacle:
+        fall_back("auto", obstacle)
+    return not obstacle
+
+
 def activation(a: Jet, function: str, *args: object, **options: object) -> Jet | None:
     """The jet of a function of one number; None where there is no kernel for it."""
     if function not in FUNCTIONS:
@@ -64,7 +71,9 @@ def activation(a: Jet, function: str, *args: object, **options: object) -> Jet |
 
 def _jet_of(a: Jet, value: Tensor, parts: Sequence[Tensor]) -> Jet:
     """The results of a kernel, which may lie in one stack."""
-    stack, count = value._base, 1 + sum(map(len, parts))
+    # operators of a traced graph have results of their own
+    stack = None if torch.compiler.is_compiling() else value._base
+    count = 1 + sum(map(len, parts))
     if stack is not None and stack.numel() == count * value.numel():
         return Jet(a.layout, value, tuple(parts), stack.reshape(count, *value.shape))
     return Jet(a.layout, value, tuple(parts))
@@ -90,7 +99,9 @@ def attention(
         return None
     if dropout or grouped or isinstance(mask, Jet):
         return None
-    if obstacle_of(query.primal, mask) or any(carried("attention", each) is None for each in jets):
+    if any(carried("attention", each) is None for each in jets):
+        return None
+    if not _unhindered(attention_obstacle(query.primal, mask)):
         return None
     primals, tangents = zip(*((each.primal, each.parts[0]) for each in jets), strict=True)
     result, tangent = attention_op(*primals, *tangents, mask=mask, causal=causal, scale=scale)
@@ -143,10 +154,6 @@ class Normalisation:
         if list(shape) != wanted or shape[0] not in (1, x.shape[0]):
             return None
         return values.reshape(shape[0], x.shape[channel])
-
-    def fits(self) -> bool:
-        """Whether a kernel can hold a group."""
-        return fits(self.source.primal.reshape(self.shape), self.groups)
 
     def scaled(self, by: Tensor) -> Normalisation:
         scale = by if self.scale is None else self.scale * by
@@ -226,7 +233,7 @@ def _normalised(
         return None
     weight, bias = (None if each is None else each.reshape(1, -1) for each in (weight, bias))
     normalisation = Normalisation(a, parts, shape, groups, eps, centred, weight, bias)
-    if not normalisation.fits():
+    if not _unhindered(normalisation_obstacle(a.primal.reshape(shape), groups)):
         return None
     if torch.compiler.is_compiling():
         return normalisation.run(a)

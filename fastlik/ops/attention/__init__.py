@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastlik.ops.dispatch import choose
+from fastlik.ops.dispatch import choose, fall_back
 
 from . import reference
 
@@ -33,7 +33,7 @@ def attention(
 
     Args:
         query: (B, H, T, D), a floating-point tensor; Triton takes float16, bfloat16 and float32, D from 16
-            to 128, accumulates in float32, and rounds the weights to the dtype of ``query``.
+            to 128 (64 in float32), accumulates in float32, and rounds the weights to the dtype of ``query``.
         key, value: (B, H, S, D), dtype of ``query``.
         query1, key1, value1: (K, *shape of theirs), first derivatives.
         mask: broadcasts to (B, H, T, S): bool, True where a query sees a key, or a summand of the scores;
@@ -54,9 +54,7 @@ def attention(
     tensors = [key, value, query1, key1, value1, *([] if mask is None else [mask])]
     chosen = choose("attention", backend, query, *tensors)
     if chosen == "triton" and (obstacle := obstacle_of(query, mask)):
-        if backend == "triton":
-            raise RuntimeError(f"backend='triton' is not available: {obstacle}")
-        chosen = "torch"
+        chosen = fall_back(backend, obstacle)
     if chosen == "torch" or not len(query1):
         return reference.attention(query, key, value, query1, key1, value1, mask, causal, scale)
     from .triton import FUSED
@@ -70,8 +68,10 @@ def attention(
 
 def obstacle_of(query: Tensor, mask: Tensor | None) -> str:
     """Why the kernel cannot take these; "" if it can."""
-    if query.shape[-1] not in HEAD_SIZES:
-        return f"Triton's attention takes heads of {HEAD_SIZES[0]} to {HEAD_SIZES[-1]} numbers"
+    # the registers of a block do not hold more
+    largest = 64 if query.dtype == torch.float32 else HEAD_SIZES[-1]
+    if not HEAD_SIZES[0] <= query.shape[-1] <= largest:
+        return f"Triton's attention takes {query.dtype} heads of {HEAD_SIZES[0]} to {largest} numbers"
     if mask is not None and mask.requires_grad and torch.is_grad_enabled():
         return "Triton's attention has no gradient of the mask"
     return ""

@@ -68,7 +68,7 @@ def forward_kernel(
     SEVERAL: tl.constexpr, CAUSAL: tl.constexpr, MASK: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
-    """A block of queries of a head; tangents 2 program_id(2) and, if SEVERAL, the next one.
+    """A block of queries of a head; tangent program_id(2) or, if SEVERAL, twice that and the next one.
 
     queries, values: numbers in q and in k.
     """
@@ -247,9 +247,10 @@ def _blocks(query: Tensor, several: bool) -> dict[str, int]:
     """Tiles that the registers hold, for a head of this size and dtype."""
     head = max(16, triton.next_power_of_2(query.shape[-1]))
     wide = query.dtype == torch.float32
-    rows = 128 if head <= 64 and not wide else 64
+    # each of the accumulators takes 32 registers at most
+    rows, warps = (32, 4) if wide else (128 if head <= 64 else 64, 8)
     columns = 32 if wide or several or head > 64 else 64
-    return {"ROWS": rows, "COLUMNS": columns, "HEAD": head, "num_warps": rows // 16, "num_stages": 2}
+    return {"ROWS": rows, "COLUMNS": columns, "HEAD": head, "num_warps": warps, "num_stages": 2}
 
 
 def _backward_blocks(query: Tensor) -> dict[str, int]:
@@ -292,11 +293,15 @@ def forward(
     scale: float,
 ) -> None:
     count = len(query1)
-    several = count > 1
+    several = count > 1 and query.dtype != torch.float32
     blocks = _blocks(query, several)
     pointer, strides, constants = _mask(query, mask, causal)
     batch, heads, length, _ = query.shape
-    grid = (triton.cdiv(length, blocks["ROWS"]), batch * heads, triton.cdiv(count, 2))
+    grid = (
+        triton.cdiv(length, blocks["ROWS"]),
+        batch * heads,
+        triton.cdiv(count, 2) if several else count,
+    )
     forward_kernel[grid](
         *(query, key, value, query1, key1, value1, pointer, *results),
         *_sizes(query, key, scale),

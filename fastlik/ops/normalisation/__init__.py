@@ -10,12 +10,12 @@ from torch import Tensor
 
 from fastlik.checks import check_choice
 from fastlik.ops.activation import FUNCTIONS, check_jet
-from fastlik.ops.dispatch import choose, warn_once
+from fastlik.ops.dispatch import choose, fall_back
 from fastlik.ops.memory import ordered_as
 
 from . import reference
 
-__all__ = ["fits", "normalise"]
+__all__ = ["normalise", "obstacle_of"]
 
 
 def normalise(
@@ -67,9 +67,8 @@ def normalise(
         raise ValueError(f"scale and shift must have as many rows, got {len(scale)} and {len(shift)}")
     others = [each for each in (first, second, scale, shift) if each is not None]
     chosen = choose("normalisation", backend, x, *others)
-    if chosen == "triton" and not fits(x, groups):
-        _fall_back(backend)
-        chosen = "torch"
+    if chosen == "triton" and (obstacle := obstacle_of(x, groups)):
+        chosen = fall_back(backend, obstacle)
     if chosen == "torch":
         return reference.normalise(x, first, second, scale, shift, groups, eps, centred, function)
     from .triton import FUSED
@@ -81,20 +80,13 @@ def normalise(
     return results[: 2 if second is None else 3]
 
 
-def fits(x: Tensor, groups: int) -> bool:
-    """Whether the Triton kernel can hold a group of x (N, C, *space)."""
-    from .triton import fits
+def obstacle_of(x: Tensor, groups: int) -> str:
+    """Why the Triton kernel cannot take x (N, C, *space); "" if it can."""
+    from .triton import FORWARD_LIMIT, fits
 
-    return fits(x, groups)
-
-
-def _fall_back(backend: str) -> None:
-    from .triton import FORWARD_LIMIT
-
-    obstacle = f"Triton's normalise takes groups of up to {FORWARD_LIMIT} numbers"
-    if backend == "triton":
-        raise RuntimeError(f"backend='triton' is not available: {obstacle}")
-    warn_once(obstacle)
+    if fits(x, groups):
+        return ""
+    return f"Triton's normalise takes groups of up to {FORWARD_LIMIT} numbers"
 
 
 def _regular(x: Tensor) -> Tensor:
