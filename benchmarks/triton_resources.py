@@ -89,51 +89,50 @@ def resources(launch: Launch, target: GPUTarget) -> dict[str, int]:
 
 
 def fingerprint(operation: str) -> str:
-    """Changes with the sources of an operation's kernels and with its cases."""
-    here = Path(__file__)
-    ops = here.parents[1] / "fastlik" / "ops"
-    sources = [here.with_name("triton_cases.py"), ops / operation / "triton.py"]
-    if operation != "activation":  # others use its functions
-        sources.append(ops / "activation" / "triton.py")
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
-
-
-def name_of(operation: str, case: str, dtype: torch.dtype, target: str, kernel: str) -> str:
-    return f"{operation} / {case} / {str(dtype).removeprefix('torch.')} / {target} / {kernel}"
+    """Changes with the sources of an operation's kernels and with the compiler."""
+    ops = Path(__file__).parents[1] / "fastlik" / "ops"
+    # others use the functions of activations
+    sources = b"".join((ops / name / "triton.py").read_bytes() for name in (operation, "activation"))
+    return f"{hashlib.sha256(sources).hexdigest()[:16]}, triton {triton.__version__}"
 
 
 def measure(operation: str, case: str, dtype: torch.dtype, target: str) -> dict[str, dict[str, int]]:
     """The figures of every kernel of one call, by name."""
     return {
-        name_of(operation, case, dtype, target, launch[0].fn.__name__): resources(launch, TARGETS[target])
+        f"{str(dtype).removeprefix('torch.')} / {target} / {launch[0].fn.__name__}": resources(
+            launch, TARGETS[target]
+        )
         for launch in launches(lambda: CASES[operation][case](dtype))
     }
 
 
 def update(operation: str) -> None:
-    """Compile every case of an operation and write its figures to the table."""
-    table = json.loads(TABLE.read_text()) if TABLE.exists() else {"operations": {}}
-    kernels = {}
+    """Compile the cases of an operation that the table does not have, and write them there."""
     for case in CASES[operation]:
+        table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+        known = table.get(operation, {})
+        if known.get("fingerprint") != fingerprint(operation):
+            known = {"fingerprint": fingerprint(operation), "cases": {}}
+        if case in known["cases"]:
+            continue
+        figures = {}
         for dtype in DTYPES:
             for target in TARGETS:
-                kernels |= measure(operation, case, dtype, target)
-    table["operations"][operation] = {
-        "triton": triton.__version__,
-        "fingerprint": fingerprint(operation),
-        "kernels": kernels,
-    }
-    TABLE.write_text(json.dumps(table, indent=1) + "\n")
+                figures |= measure(operation, case, dtype, target)
+        known["cases"][case] = figures
+        TABLE.write_text(json.dumps(table | {operation: known}, indent=1) + "\n")
 
 
 def check(operation: str, case: str, target: str) -> None:
-    """Raise AssertionError where the table is not what one case compiles to."""
-    table = json.loads(TABLE.read_text())["operations"][operation]
-    assert table["fingerprint"] == fingerprint(operation), f"run python -m {__spec__.name} {operation}"
-    if table["triton"] != triton.__version__:
-        return
-    for name, figures in measure(operation, case, DTYPES[0], target).items():
-        assert figures == table["kernels"][name], f"{name}: {figures}"
+    """Raise AssertionError where the table is not what a case compiles to."""
+    known = json.loads(TABLE.read_text())[operation]
+    wanted, compiler = fingerprint(operation).split(", ")
+    assert known["fingerprint"].split(", ")[0] == wanted, f"run python -m {__spec__.name} {operation}"
+    assert set(known["cases"]) == set(CASES[operation]), f"run python -m {__spec__.name} {operation}"
+    figures = measure(operation, case, DTYPES[0], target)
+    if known["fingerprint"].endswith(compiler):
+        expected = {name: known["cases"][case][name] for name in figures}
+        assert figures == expected, f"{figures}, in the table {expected}"
 
 
 if __name__ == "__main__":
