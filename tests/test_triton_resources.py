@@ -16,8 +16,8 @@ OPERATIONS = json.loads(TABLE.read_text())
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
 
 
-# bytes of local memory a thread that are known: sin reduces large angles there; products of float32 numbers as
-# three in TF32 need their operands twice; whole groups and wide heads are more than the registers hold
+# bytes of local memory a thread that are known: sin reduces large angles there; products of float32 numbers
+# as three in TF32 need their operands twice; whole groups and wide heads are more than the registers hold
 STACK = {"hutchinson": 0, "activation": 8, "attention": 704, "normalisation": 1536}
 
 # one case of each operation is compiled again
