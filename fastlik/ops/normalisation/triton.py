@@ -174,12 +174,15 @@ class Tile(NamedTuple):
         return max(1, min(16, self.size // 512))
 
 
-def _tile(x: Tensor, groups: int) -> Tile:
-    """One group, or as many neighbours as make a segment of memory, or a block worth starting."""
+def _tile(x: Tensor, groups: int, limit: int = FORWARD_LIMIT // 2) -> Tile:
+    """One group, or as many neighbours as make a segment of memory, or a block worth starting.
+
+    limit: numbers in a tile of several groups.
+    """
     width = x.shape[1] // groups
     space, channels = triton.next_power_of_2(_space(x)), triton.next_power_of_2(width)
     wanted = SEGMENT // (channels * x.element_size()) if _channels_last(x) else 512 // (space * channels)
-    most = BACKWARD_LIMIT // (space * channels)
+    most = limit // (space * channels)
     together = max(1, min(wanted, most, triton.next_power_of_2(groups)))
     return Tile(space, together, channels, len(x) * triton.cdiv(groups, together))
 
@@ -271,7 +274,7 @@ def backward(
     function: str,
 ) -> None:
     gx, gfirst, *others = gradients
-    tile = _tile(x, groups)
+    tile = _tile(x, groups, BACKWARD_LIMIT // 2)
     per_sample = [x.new_empty(x.shape[:2], dtype=torch.float32) for _ in others]
     buffers = iter(per_sample)
     backward_kernel[(tile.programs,)](
