@@ -19,6 +19,7 @@ void jet_activation(bool is_double, int function, double parameter, const py::tu
   a.y = tensor.address<void>();
   a.out_tangents = tensor.address<void>();
   a.parameter = parameter;
+  if (function < kSilu || function > kSoftplus) throw std::invalid_argument("no such activation");
   const auto run = is_double ? FASTLIK_CPU(jet_activation<double>) : FASTLIK_CPU(jet_activation<float>);
   py::gil_scoped_release release;
   run(MlpFunction(function), a, threads);

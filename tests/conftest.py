@@ -5,8 +5,12 @@ import os
 import pytest
 import torch
 
-import fastlik
-from fastlik.testing import GaussianMixture
+# without a GPU the Triton kernels are interpreted: the variable is read when triton is imported
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import fastlik  # noqa: E402
+from fastlik.testing import GaussianMixture  # noqa: E402
 
 # On tensors this small a second thread only waits, and where other programs use the cores it waits a
 # hundred times longer.  The variable is for the subprocesses of tests.

@@ -25,6 +25,7 @@ from fastlik.checks import check_choice
 
 BACKENDS = ("auto", "native", "triton", "torch")
 NATIVE_DTYPES = (torch.float32, torch.float64)
+TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _REBUILD = "install a C++ compiler, then `pip install --force-reinstall --no-deps fastlik`"
 
 
@@ -53,7 +54,7 @@ def build_info() -> dict[str, dict[str, Any]]:
 
 @cache
 def _warn_once(reason: str) -> None:
-    warnings.warn(reason, RuntimeWarning, stacklevel=4)
+    warnings.warn(reason, RuntimeWarning, stacklevel=5)
 
 
 @cache
@@ -61,13 +62,16 @@ def _implements(op: str, backend: str) -> bool:
     return find_spec(f"fastlik.ops.{op}.{backend}") is not None
 
 
+def _transformed(tensor: Tensor) -> bool:
+    """True where a raw address would lose a tangent or a dimension of a transform."""
+    return (
+        torch._C._functorch.is_functorch_wrapped_tensor(tensor) or unpack_dual(tensor).tangent is not None
+    )
+
+
 def _differentiated(tensor: Tensor) -> bool:
     """True where a raw address would lose a gradient, a tangent or a dimension of a transform."""
-    return (
-        (tensor.requires_grad and torch.is_grad_enabled())
-        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        or unpack_dual(tensor).tangent is not None
-    )
+    return (tensor.requires_grad and torch.is_grad_enabled()) or _transformed(tensor)
 
 
 def native_obstacle(op: str, tensor: Tensor) -> str:
@@ -85,6 +89,29 @@ def native_obstacle(op: str, tensor: Tensor) -> str:
     if not (tensor.is_cpu or tensor.is_cuda):
         return f"native {op} takes CPU and CUDA tensors, not {tensor.device.type} ones"
     return ""
+
+
+def triton_obstacle(op: str, tensor: Tensor) -> str:
+    """Why the Triton implementation of ``op`` cannot take ``tensor``; "" if it can."""
+    reason = _why_no_triton(op)
+    if reason:
+        return reason
+    if tensor.dtype not in TRITON_DTYPES:
+        return f"Triton kernels take torch.float16, torch.bfloat16 and torch.float32, not {tensor.dtype}"
+    if not (tensor.is_cuda or interpreted()):
+        return f"Triton kernels take CUDA tensors, not {tensor.device.type} ones"
+    return ""
+
+
+@torch.compiler.assume_constant_result
+def _why_no_triton(op: str) -> str:
+    return _triton()["why"] or ("" if _implements(op, "triton") else f"{op} has no Triton implementation")
+
+
+@torch.compiler.assume_constant_result
+def interpreted() -> bool:
+    """Whether Triton kernels are interpreted, on tensors of any device (TRITON_INTERPRET=1)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def call_native(function: str, tensor: Tensor, *args: object) -> None:
@@ -114,8 +141,8 @@ def choose(op: str, backend: str, tensor: Tensor, *others: Tensor) -> str:
         op: name of the package in ``fastlik.ops``.
         backend: "auto", "native", "triton" or "torch".
         tensor: decides by its device and dtype.
-        others: further inputs; one that carries a gradient, a tangent or a transform of torch.func
-            needs the PyTorch implementation too, as does torch.compile.
+        others: further inputs; one that carries a tangent or a transform of torch.func needs the PyTorch
+            implementation, and so do gradients and torch.compile where that of choice is native.
 
     Raises:
         ValueError: an unknown ``backend`` (or FASTLIK_BACKEND); the message lists the valid names.
@@ -126,29 +153,46 @@ def choose(op: str, backend: str, tensor: Tensor, *others: Tensor) -> str:
         name, backend = "FASTLIK_BACKEND", os.environ.get("FASTLIK_BACKEND", "auto")
     if backend not in BACKENDS:
         check_choice(name, backend, BACKENDS)
-    if backend == "torch":
+    wanted = _fastest(op, tensor) if backend == "auto" else backend
+    if wanted == "torch":
         return "torch"
-    if backend == "auto" and not tensor.is_cpu:
-        return "torch"  # PyTorch's own kernels are the fast ones there
-    if torch.compiler.is_compiling() or any(map(_differentiated, (tensor, *others))):
+    if _out_of_reach(wanted, (tensor, *others)):
         if backend == "auto":
             return "torch"
         raise RuntimeError(
             f"backend={backend!r} cannot run {op} under autograd, torch.func or torch.compile; "
             f"use backend='torch' there, or torch.no_grad()"
         )
-    if backend == "triton":
-        obstacle = backends()["triton"]["why"]
-        if not obstacle and not _implements(op, "triton"):
-            obstacle = f"{op} has no Triton implementation"
-    else:
-        obstacle = native_obstacle(op, tensor)
-    if not obstacle:
-        return "native" if backend == "auto" else backend
+    obstacle = (triton_obstacle if wanted == "triton" else native_obstacle)(op, tensor)
+    return fall_back(backend, obstacle) if obstacle else wanted
+
+
+def fall_back(backend: str, obstacle: str) -> str:
+    """ "torch", with one warning, where "auto" meets an obstacle; RuntimeError where a backend was named."""
     if backend != "auto":
         raise RuntimeError(f"backend={backend!r} is not available: {obstacle}")
     _warn_once(f"fastlik runs the slower PyTorch implementation of its kernels: {obstacle}")
     return "torch"
+
+
+def _fastest(op: str, tensor: Tensor) -> str:
+    """The implementation that should run on a device, whether or not it can."""
+    if tensor.is_cpu:
+        return "native" if _exists(op, "native") else "torch"
+    # PyTorch's own kernels are the fast ones where there is none in Triton
+    return "triton" if tensor.is_cuda and _exists(op, "triton") else "torch"
+
+
+@torch.compiler.assume_constant_result
+def _exists(op: str, backend: str) -> bool:
+    return _implements(op, backend)
+
+
+def _out_of_reach(wanted: str, tensors: tuple[Tensor, ...]) -> bool:
+    """Whether autograd, torch.func or torch.compile needs what an implementation does not give."""
+    if wanted == "triton":  # gradients and fake tensors: see differentiable.py
+        return not torch.compiler.is_compiling() and any(map(_transformed, tensors))
+    return torch.compiler.is_compiling() or any(map(_differentiated, tensors))
 
 
 def backends() -> dict[str, dict[str, Any]]:
@@ -175,8 +219,8 @@ def backends() -> dict[str, dict[str, Any]]:
 def _triton() -> dict[str, Any]:
     if find_spec("triton") is None:
         why = "the package triton is not installed"
-    elif not torch.cuda.is_available():
+    elif not (torch.cuda.is_available() or interpreted()):
         why = "PyTorch sees no GPU"
     else:
         why = ""
-    return {"available": not why, "why": why}
+    return {"available": not why, "why": why, "interpreted": interpreted()}

@@ -28,7 +28,7 @@ class JetTensor(Tensor):
 
     @staticmethod
     def __new__(cls: type[JetTensor], jet: Jet) -> JetTensor:
-        primal = jet.primal  # answers for strides and the like
+        primal = jet.example  # answers for strides and the like
         wrapper = Tensor._make_wrapper_subclass(cls, primal.shape, dtype=primal.dtype, device=primal.device)
         wrapper.jet = jet
         return wrapper

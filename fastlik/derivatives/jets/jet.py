@@ -39,21 +39,30 @@ class Jet:
         self.shared = False
 
     @property
+    def example(self) -> Tensor:
+        """A tensor of the primal's shape, dtype and device, whatever its values."""
+        return self.primal
+
+    @property
     def shape(self) -> torch.Size:
-        return self.primal.shape
+        return self.example.shape
 
     @property
     def ndim(self) -> int:
-        return self.primal.dim()
+        return self.example.dim()
 
     def stack(self) -> Tensor:
         """Primal and derivatives along a new first dimension."""
         if self.stacked is not None:
             return self.stacked
         pieces = [self.primal[None], *[part for part in self.parts if part is not None]]
-        if not nothing_recorded() or self.primal.is_contiguous():
+        if self.primal.is_contiguous():
             return torch.cat(pieces)
-        return torch.cat(pieces, out=new_stack(self.primal, sum(map(len, pieces))))
+        if nothing_recorded():
+            return torch.cat(pieces, out=new_stack(self.primal, sum(map(len, pieces))))
+        if is_channels_last(self.primal):
+            return torch.cat([piece.movedim(2, -1) for piece in pieces]).movedim(-1, 2)
+        return torch.cat(pieces)
 
     def stacks_like(self, other: Jet) -> bool:
         """Whether both lie in one allocation each, with the same derivatives."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .. import kernels
 from ..jet import Jet, lift, nothing_recorded
 from ..layout import PRIMAL, Layout
 from ..registry import rule
@@ -78,6 +79,9 @@ def _scaled(a: Jet, function: Callable[[Tensor], Tensor], by: Operand) -> Jet:
 
 @rule("mul", "multiply", "__mul__", "__rmul__")
 def mul(a: Operand, b: Operand) -> Jet:
+    joined = kernels.scaled(a, b)
+    if joined is not None:
+        return joined
     if not isinstance(b, Jet):
         return _scaled(a, lambda part: part * b, b)
     if not isinstance(a, Jet):
@@ -137,6 +141,9 @@ def reciprocal(a: Jet) -> Jet:
 
 @rule("add", "__add__", "__radd__")
 def add(a: Operand, b: Operand, *, alpha: float = 1) -> Jet:
+    joined = kernels.shifted(a, b) if alpha == 1 else None
+    if joined is not None:
+        return joined
     if not isinstance(b, Jet):
         primal = a.primal + b if alpha == 1 else torch.add(a.primal, b, alpha=alpha)
         return a.replace(primal, [spread(part, primal) for part in a.parts])
@@ -218,6 +225,8 @@ def neg(a: Jet) -> Jet:
 def addcmul(a: Operand, b: Operand, c: Operand, *, value: float = 1) -> Jet | Tensor:
     if isinstance(b, Jet) and isinstance(a, Tensor) and isinstance(c, Tensor):  # FiLM
         factor = c if value == 1 else c * value
+        if isinstance(b, kernels.Deferred):
+            return add(mul(b, factor), a)
         if _holds(b, a, factor) and nothing_recorded():
             total = b.empty_like()
             torch.addcmul(a, b.primal, factor, out=total.primal)

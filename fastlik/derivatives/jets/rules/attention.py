@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from .. import kernels
 from ..jet import Jet, nothing_recorded
 from ..registry import rule
 from .arithmetic import Operand, add, mul, primal_of
@@ -30,6 +31,9 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Jet:
+    joined = kernels.attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    if joined is not None:
+        return joined
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     if enable_gqa:
         repeats = query.shape[-3] // key.shape[-3]

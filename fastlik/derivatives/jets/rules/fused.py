@@ -1,9 +1,9 @@
 """Operations that do a rule's work on value and tangents at once, where there is one that fits.
 
-Each function takes a jet and returns a jet, or None where the rule has to do it by parts: at higher orders,
-where autograd or a compiler looks on, or where the tangents are zero.  They are the places for kernels:
-fastlik's own first, then PyTorch's backward kernels, which give tangents too, because the Jacobians of these
-operations are symmetric.
+Each function takes a jet and returns a jet, or None where the rule has to do it by parts.  On GPUs the
+kernels of ``kernels.py`` come first, which have derivatives themselves; then, at first order and where
+neither autograd nor a compiler looks on, fastlik's native ones for CPUs, and PyTorch's backward kernels,
+which give tangents too, because the Jacobians of these operations are symmetric.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ....ops.dispatch import NATIVE_DTYPES, choose
-from ....ops.jet import native
+from ....ops.jet import FUNCTIONS, native
+from .. import kernels
 from ..jet import Jet, nothing_recorded
 
 aten = torch.ops.aten
@@ -36,14 +37,16 @@ def is_native(a: Jet) -> bool:
 
 @functools.cache
 def _has_kernels(dtype: torch.dtype, backend: str | None) -> bool:
-    kernels = dtype in NATIVE_DTYPES
-    return kernels and choose("jet", "auto", torch.empty(0, dtype=dtype)) == "native"
+    if backend == "triton" or dtype not in NATIVE_DTYPES:
+        return False
+    return choose("jet", "auto", torch.empty(0, dtype=dtype)) == "native"
 
 
 def activation(a: Jet, function: str, parameter: float = 1.0) -> Jet | None:
-    """A pointwise function by its name in ``fastlik.ops.jet``."""
-    if not is_first_order(a):
-        return None
+    """A pointwise function by its name in ``fastlik.ops``."""
+    joined = kernels.activation(a, function, parameter)
+    if joined is not None or not is_first_order(a) or function not in FUNCTIONS:
+        return joined
     if is_native(a):
         return a.unstack(native.activation(a.primal, a.parts[0], function, parameter))
     x, tangents = a.primal, a.parts[0]
@@ -61,8 +64,9 @@ def activation(a: Jet, function: str, parameter: float = 1.0) -> Jet | None:
 
 
 def group_norm(a: Jet, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Jet | None:
-    if not is_first_order(a):
-        return None
+    joined = kernels.group_norm(a, groups, weight, bias, eps)
+    if joined is not None or not is_first_order(a):
+        return joined
     if is_native(a):
         return a.unstack(native.group_norm(a.primal, a.parts[0], groups, weight, bias, eps))
     batch, channels, size = a.shape[0], a.shape[1], a.shape[2:].numel()
@@ -89,10 +93,11 @@ def group_norm(a: Jet, groups: int, weight: Tensor | None, bias: Tensor | None, 
 
 
 def layer_norm(
-    a: Jet, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
+    a: Jet, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool = True
 ) -> Jet | None:
-    if not is_first_order(a) or a.ndim == len(shape):
-        return None
+    joined = kernels.layer_norm(a, len(shape), weight, bias, eps, centred)
+    if joined is not None or not centred or not is_first_order(a) or a.ndim == len(shape):
+        return joined
     x, tangents = a.primal.contiguous(), a.parts[0].contiguous()
     y, average, rstd = aten.native_layer_norm(x, shape, weight, bias, eps)
     products, _, _ = aten.native_layer_norm_backward(

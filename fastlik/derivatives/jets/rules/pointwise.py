@@ -331,7 +331,7 @@ def log10(a: Jet) -> Jet:
     return mul(log(a), 1 / math.log(10))
 
 
-@pointwise("sin")
+@fusible("sin")
 def sin(x: Tensor) -> Derivatives:
     s, c = x.sin(), x.cos()
     yield s

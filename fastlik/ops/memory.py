@@ -1,0 +1,48 @@
+"""The order of numbers in memory, which pointwise kernels follow: NCHW stays NCHW, NHWC stays NHWC."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def dense(x: Tensor) -> Tensor:
+    """``x``, or a contiguous copy where its numbers overlap or have gaps."""
+    expected = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return x.contiguous()
+        expected *= size
+    return x
+
+
+def ordered_as(x: Tensor, stack: Tensor) -> Tensor:
+    """``stack`` (n, *x.shape), or a copy, whose parts follow each other, each in the order of ``x``."""
+    follow = len(stack) < 2 or stack.stride(0) == x.numel()
+    if not stack.numel() or (follow and _strides(stack[0]) == _strides(x)):
+        return stack
+    return empty_like_order(x, len(stack), stack.dtype).copy_(stack)
+
+
+def empty_like_order(x: Tensor, count: int, dtype: torch.dtype | None = None) -> Tensor:
+    """(count, *x.shape), unset, every part in the memory order of the dense ``x``."""
+    return torch.empty_strided(
+        (count, *x.shape), (max(1, x.numel()), *x.stride()), dtype=dtype or x.dtype, device=x.device
+    )
+
+
+def empty_jet(x: Tensor, counts: Sequence[int], together: bool) -> list[Tensor]:
+    """Unset tensors like ``x`` and (n, *x.shape) for each of ``counts``; ``together``: in one allocation."""
+    counts = [1, *counts]
+    if not together:
+        return [torch.empty_like(x), *(empty_like_order(x, count) for count in counts[1:])]
+    first, *others = empty_like_order(x, sum(counts)).split(counts)
+    return [first[0], *others]
+
+
+def _strides(x: Tensor) -> tuple[int, ...]:
+    return tuple(stride for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1)

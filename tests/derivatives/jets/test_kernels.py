@@ -1,0 +1,131 @@
+"""Networks whose jets go through the fused kernels, against the rules in plain PyTorch."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fastlik
+from fastlik.ops.activation.triton import FUSED as ACTIVATION
+from fastlik.ops.attention.triton import FUSED as ATTENTION
+from fastlik.ops.normalisation.triton import FUSED as NORMALISATION
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Which functions of which kernels run, where Triton is asked for."""
+    monkeypatch.setenv("FASTLIK_BACKEND", "triton")
+    ran = Counter()
+
+    def counted(name, op, function):
+        original = op.run
+
+        def run(*args, **options):
+            ran[name, function(args)] += 1
+            return original(*args, **options)
+
+        monkeypatch.setattr(op, "run", run)
+
+    counted("activation", ACTIVATION, lambda args: args[4])
+    counted("normalisation", NORMALISATION, lambda args: args[8])
+    counted("attention", ATTENTION, lambda args: args[7])
+    return ran
+
+
+def directions(x, count=2):
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(count, *x.shape, generator=generator).to(x)
+
+
+def assert_same(f, x, monkeypatch, order=1, **options):
+    v = directions(x)
+    actual = fastlik.jet(f, x, v, order, backend="jets", **options)
+    monkeypatch.setenv("FASTLIK_BACKEND", "torch")
+    expected = fastlik.jet(f, x, v, order, backend="jets", **options)
+    for a, b in zip(actual, expected, strict=True):
+        assert (a - b).abs().max() <= 2e-5 * b.abs().max()
+
+
+@pytest.mark.parametrize(("order", "options"), [(1, {}), (2, {}), (2, {"collapse": True})])
+def test_a_unet_runs_on_few_kernels(kernels, monkeypatch, order, options):
+    torch.manual_seed(0)
+    net = fastlik.nn.UNet(1, width=8, groups=4, time_features=8, attention=False).to(DEVICE)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    x, t = torch.randn(2, 1, 4, 4, device=DEVICE), torch.rand(2, device=DEVICE)
+    with torch.no_grad():
+        assert_same(lambda x: net(x, t), x, monkeypatch, order, **options)
+    # each norm takes the FiLM and the SiLU behind it along; the time embedding has no derivatives
+    assert kernels == {("normalisation", "silu"): 15}
+
+
+class Block(nn.Module):
+    """A transformer's block: modulated norm, attention, norm, gelu."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(32, elementwise_affine=False)
+        self.second = nn.LayerNorm(32)
+        self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
+        self.up, self.down = nn.Linear(32, 48), nn.Linear(48, 32)
+
+    def forward(self, x, condition):
+        scale, shift = condition.chunk(2, 1)
+        hidden = self.norm(x) * (1 + scale[:, None]) + shift[:, None]
+        q, k, v = self.qkv(hidden).unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4)
+        hidden = F.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(hidden.transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.second(x)), approximate="tanh"))
+
+
+def transformer():
+    torch.manual_seed(1)
+    block = Block().to(DEVICE)
+    x, condition = torch.randn(2, 5, 32, device=DEVICE), torch.randn(2, 64, device=DEVICE)
+    return block, x, lambda x: block(x, condition)
+
+
+def test_a_transformer_runs_on_few_kernels(kernels, monkeypatch):
+    _, x, f = transformer()
+    with torch.no_grad():
+        assert_same(f, x, monkeypatch)
+    assert kernels == {
+        ("normalisation", "identity"): 2,
+        ("attention", False): 1,
+        ("activation", "gelu_tanh"): 1,
+    }
+
+
+def test_parameters_get_their_gradients(kernels, monkeypatch):
+    block, x, f = transformer()
+    results = []
+    for backend in ("triton", "torch"):
+        monkeypatch.setenv("FASTLIK_BACKEND", backend)
+        block.zero_grad()
+        value, product = fastlik.jvp(f, x, directions(x), backend="jets")
+        (value.square().sum() + product.square().sum()).backward()
+        results.append([parameter.grad.clone() for parameter in block.parameters()])
+    for actual, expected in zip(*results, strict=True):
+        assert (actual - expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert sum(kernels.values()) == 4
+
+
+def test_a_deferred_norm_is_what_was_written_last(kernels):
+    """In-place functions, several uses, factors that do not fit the pass, constants of another dtype."""
+
+    def f(x):
+        h = F.group_norm(x, 2)
+        kept = h * 2.0 + h * torch.linspace(0, 1, 3, device=x.device)
+        F.silu(h, inplace=True)
+        h = h * torch.arange(4.0, device=x.device)[:, None] + 1
+        return kept + F.silu(F.group_norm(h, 1).mul_(3.0).add_(x))
+
+    x = torch.randn(2, 4, 3, device=DEVICE)
+    v = directions(x)
+    expected = fastlik.jet(f, x.double(), v.double(), 1, backend="torch")
+    for a, b in zip(fastlik.jet(f, x, v, 1, backend="jets"), expected, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
