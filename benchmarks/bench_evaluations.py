@@ -8,11 +8,18 @@ import torch
 import fastlik
 from benchmarks import workloads
 from benchmarks.cost import count
-from benchmarks.methods import SCORE_SDE
+from benchmarks.measure import environment
+from benchmarks.methods import FASTLIK, SCORE_SDE
 from fastlik.testing import GaussianMixture
 
 TARGET = 1e-3
 """Nats per dimension of discretisation error, mean over the points."""
+
+
+@pytest.fixture(autouse=True)
+def where(benchmark) -> None:
+    """Each figure with what it was made by."""
+    benchmark.extra_info |= environment(FASTLIK)
 
 
 def clusters() -> GaussianMixture:

@@ -139,6 +139,7 @@ def _grouped(records: list[dict]) -> dict[tuple[str, str], list[dict]]:
 def picture(records: list[dict]) -> Figure:
     """Error over forward units, a panel a workload."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     groups = _grouped(records)
     names = list(dict.fromkeys(workload for workload, _ in groups))
@@ -157,8 +158,9 @@ def picture(records: list[dict]) -> Figure:
                 color=f"C{number % 10}",
                 linestyle="-" if ours else ":",
                 linewidth=2.4 if method == "fastlik adams" else 1.2,
-                label=method,
+                label=f"{method}, one probe" if method == SCORE_SDE.name else method,
             )
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.axhline(1e-3, color="0.7", linewidth=0.6)
         panel.set(title=name, xlabel="forward units per row", ylabel="error, nats/dim", ylim=(1e-7, 1))
     for panel in panels[len(names) :]:
