@@ -2,12 +2,15 @@
 
 import contextlib
 import io
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+
+from benchmarks import work_precision
 
 README = Path(__file__).parents[1] / "README.md"
 EXAMPLE = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
@@ -37,3 +40,16 @@ def test_the_benchmark_table_is_the_one_that_was_measured():
     measured = re.findall(r"^\| (?:ring|mlp|unet) .*$", report, re.MULTILINE)
     assert len(measured) > 20
     assert re.findall(r"^\| (?:ring|mlp|unet) .*$", README.read_text(), re.MULTILINE) == measured
+
+
+def test_the_table_of_solvers_is_the_one_that_was_measured():
+    measured = README.parent / "benchmarks" / "results" / "work_precision.json"
+    table = work_precision.table(json.loads(measured.read_text())["records"])
+    assert table.count("\n") > 60
+    assert table in (README.parent / "docs" / "solvers.md").read_text()
+
+
+def test_evaluations_count_from_where_the_error_stays_below():
+    points = [{"evaluations": n, "error": e} for n, e in ((40, 1e-5), (10, 1e-4), (20, 1e-2), (30, 1e-3))]
+    assert work_precision.evaluations_at(points, 2e-3) == 30
+    assert work_precision.evaluations_at(points, 1e-6) is None

@@ -102,8 +102,9 @@ def ode_nll(
         chunk: rows integrated together, or "auto".  Memory only: it changes no number.
         max_steps: attempted adaptive steps after which a row is given up and flagged; a fixed grid ends
             at 4096 steps.
-        backend: "auto", "native" or "torch" implementation of the Runge-Kutta step; "torch" also takes
-            the derivatives by plain autograd instead of jets.
+        backend: "auto" and "native" integrate an MLP on the CPU in one native call (unless nodes are needed
+            for ``target_stderr`` or gradients, or a ``mode`` is named) and take native Runge-Kutta steps;
+            "torch" takes PyTorch's operations, and derivatives by plain autograd instead of jets.
         progress: show a progress bar over rows.
 
     Where x requires gradients (``x.requires_grad_()``) and grad mode is on, ``nats`` of the "adams" method
