@@ -83,7 +83,7 @@ def bench_time_of_one_tangent(benchmark, name):
 
 
 @pytest.mark.skipif(not os.environ.get("FASTLIK_COMPILE"), reason="minutes of compilation: FASTLIK_COMPILE=1")
-@pytest.mark.parametrize("name", ["mlp", "digits"])
+@pytest.mark.parametrize("name", ["mlp", "digits", "mnist"])
 def bench_time_compiled(benchmark, name):
     """Beside PyTorch's ways, compiled or not, each in a process of its own."""
     processes = {way: Process(name, way) for way in (*COMPILED, *EAGER)}
