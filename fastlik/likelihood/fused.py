@@ -270,6 +270,8 @@ def _pack(model: ScoreModel, z: Tensor, widths: dict[str, int], times: Tensor) -
         program = recognise(_network(model), z.shape[1], widths, times, z.dtype, z.device)
     except Unrecognised as error:
         return str(error)
+    except Exception as error:  # of a network that does not take these inputs: the general path shows it
+        return f"the network raised {type(error).__name__} where it was tried"
     return Packed.of(program, z.dtype)
 
 

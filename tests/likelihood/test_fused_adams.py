@@ -243,6 +243,20 @@ def test_gradients_and_targets_take_the_general_path(monkeypatch):
     fastlik.ode_nll(model, x.detach(), divergence="hutchinson", target_stderr=1.0)
 
 
+def test_errors_of_the_network_are_those_of_the_callers_rows():
+    model = model_of()
+    with pytest.raises(ValueError, match=r"got \(2, 5\)"):
+        fastlik.ode_nll(model, torch.zeros(2, 5, dtype=torch.float64))
+
+    class OnlyFour(nn.Module):
+        def forward(self, x, t):
+            return 0.5 * x * torch.ones(4, 1, dtype=x.dtype)
+
+    narrow = fastlik.wrap(OnlyFour(), fastlik.VP(), "noise")
+    x = torch.ones(4, 3, dtype=torch.float64)
+    assert fastlik.ode_nll(narrow, x).converged.all()
+
+
 def test_the_log_says_why_there_is_no_kernel(caplog):
     ring = fastlik.testing.GaussianMixture.ring()
     with caplog.at_level(logging.DEBUG, logger="fastlik"):
