@@ -65,7 +65,8 @@ def solve_adams(
         missed = (solution.discretisation > _REFINE_ABOVE * max(limit, rounding * size)) & (
             end.status == Status.DONE
         )
-        missed |= end.status == Status.NON_FINITE  # long steps may have left where the network is sane
+        # long steps may have left where the network is sane; shorter ones tell a jump from a sharp turn
+        missed |= (end.status == Status.NON_FINITE) | (end.status == Status.DISCONTINUOUS)
         index = missed.nonzero().flatten()
         if len(index) == 0:
             break

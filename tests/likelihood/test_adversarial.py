@@ -49,6 +49,16 @@ def test_rows_that_cross_a_jump_of_the_score_are_flagged(ring, draw):
     assert (result.nats - clean.nats)[result.converged & stays].abs().max() < 1e-2
 
 
+def test_sharp_turns_are_no_jumps():
+    """Far from the modes one takes over from another within a fraction of a step: shorter ones see it."""
+    data, schedule = GaussianMixture.random(4, 20), fastlik.VP()
+    generator = torch.Generator().manual_seed(0)
+    x = 0.7 * torch.randn(4, 20, generator=generator, dtype=torch.float64)[[0, 3]]
+    exact = data.log_density(x, schedule.alpha(schedule.t_data), schedule.sigma(schedule.t_data))
+    result = fastlik.ode_nll(data.model(schedule, moments=True), x, divergence="exact")
+    assert result.converged.all() and per_dim(result, exact).max() < 5e-3
+
+
 @pytest.mark.parametrize("predicts", ["noise", "score"])
 @pytest.mark.parametrize("std", [0.1, 1e-4])
 def test_a_stiff_process_is_no_harder(predicts, std):
