@@ -68,9 +68,10 @@ METHODS = (
 
 def run(method: Method, workload: Workload, setting: float) -> dict[str, object]:
     """One point of the diagram."""
-    nats, cost = (_ours if method.module == FASTLIK.module else _theirs)(method, workload, setting)
+    evaluate = _ours if method.module == FASTLIK.module else _theirs
+    nats, cost, estimate = evaluate(method, workload, setting)
     gap = (nats - method.answer(workload)).abs() / workload.dimensions
-    return {
+    point = {
         "workload": workload.name,
         "method": method.name,
         method.unit: setting,
@@ -79,16 +80,21 @@ def run(method: Method, workload: Workload, setting: float) -> dict[str, object]
         "evaluations": cost.evaluations,
         "forward_units": cost.forward_units,
     }
+    if estimate is not None:
+        estimate = estimate / workload.dimensions
+        point["estimate / error, rms"] = (estimate.square().mean() / gap.square().mean()).sqrt().item()
+        point["error / estimate, worst row"] = (gap / estimate).max().item()
+    return point
 
 
-def _theirs(method: Method, workload: Workload, setting: float) -> tuple[Tensor, Cost]:
+def _theirs(method: Method, workload: Workload, setting: float) -> tuple[Tensor, Cost, None]:
     likelihood = method.likelihood(workload, counted=True)
     answers: list[Tensor] = []
     cost = count(workload, lambda: answers.append(likelihood(setting)))
-    return answers[0], cost
+    return answers[0], cost, None
 
 
-def _ours(method: Method, workload: Workload, setting: float) -> tuple[Tensor, Cost]:
+def _ours(method: Method, workload: Workload, setting: float) -> tuple[Tensor, Cost, Tensor]:
     """Every evaluation costs the same; many do not pass through Python, where they could be counted."""
     result = evaluator(workload, **dict(method.options))(setting)
     angle = torch.ones(len(workload.x), dtype=torch.float64)
@@ -97,7 +103,8 @@ def _ours(method: Method, workload: Workload, setting: float) -> tuple[Tensor, C
         fastlik.divergence(lambda z: workload.model.angular_velocity(z, angle), workload.x, method="exact")
 
     evaluations = result.nfe.double().mean().item()
-    return result.nats, Cost(evaluations, evaluations * count(workload, once).forward_units)
+    cost = Cost(evaluations, evaluations * count(workload, once).forward_units)
+    return result.nats, cost, result.discretisation
 
 
 def evaluations_at(points: list[dict], target: float) -> float | None:

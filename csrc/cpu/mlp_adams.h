@@ -233,9 +233,9 @@ class AdamsTile {
     }
     // a comparison with NaN is false: NaN has to stay
     const double of_state = std::sqrt(square / double(dim_)), of_answer = std::fabs(defect) / a_.q_atol;
-    double error = of_state + of_answer + integral_error(i, change, correct[used]);
-    if (std::isfinite(error))
-      error = std::fmax(std::fmax(of_state, of_answer), integral_error(i, change, correct[used]));
+    const double of_trace = integral_error(i, change, correct[used]);
+    double error = of_state + of_answer + of_trace;
+    if (std::isfinite(error)) error = std::fmax(std::fmax(of_state, of_answer), of_trace);
     const bool accepted = error <= 1;
     const bool jumps = accepted && jump(i, used, std::fmax(of_state, of_answer));
     if (accepted) {

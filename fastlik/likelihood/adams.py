@@ -18,9 +18,9 @@ from .probing import add_probes
 from .problem import Problem, Solution
 from .trace import TraceIntegral
 
-# Measured at tolerance 1e-3 (mean error, worst row in nats/dim; evaluations): rings
-# of eight Gaussians 2.6e-4, 1.4e-3; 37, mixtures in 64 dimensions 2e-4, 1e-3; 33-40, trained EDM networks
-# 2e-4 .. 4e-4, 1.7e-3; 29-38, trained noise-predicting VP networks 7e-4, 2.5e-3; 43-49.
+# Measured at tolerance 1e-3 (benchmarks/results/evaluations.json: mean error in nats/dim; evaluations):
+# mixtures in 64 dimensions 2e-4; 33-40, trained EDM networks 3e-4 .. 5e-4; 30-43, a trained noise-predicting
+# one 6e-4; 49.
 # The local errors held to the tolerance are the predictor's, the result is the corrector's, an order better.
 _ANSWER_SHARE = 1.0
 _STATE_SHARE = 4.0

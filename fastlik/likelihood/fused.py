@@ -191,7 +191,7 @@ class _Known:
     """What recognition found out about a model: by its network's weights at that time."""
 
     weights: list[tuple[Tensor, Tensor]]
-    packed: dict[tuple, Packed | str] = field(default_factory=dict)
+    packed: dict[tuple, Packed] = field(default_factory=dict)
     tables: dict[tuple, ClockTable] = field(default_factory=dict)
     ends: dict[tuple, Ode] = field(default_factory=dict)
 
@@ -222,22 +222,29 @@ def fuse(
     obstacle = _obstacle(model, z, condition)
     if obstacle:
         return obstacle
+    widths = {name: value.shape[1] for name, value in condition.items()}
+    key = (z.dtype, z.shape[1], tuple(widths.items()))
     known = _CACHE.get(model)
-    if known is None or not known.is_current(model):
-        known = _Known([(w, w.detach().clone()) for w in _weights(model)])
-        _CACHE[model] = known
+    if known is not None and not known.is_current(model):
+        known = None
+    if known is None or key not in known.packed:
+        found = _pack(model, z, widths, _times(model, clock, u))
+        if isinstance(found, str):
+            return found  # not kept: that would keep a copy of the weights
+        if known is None:
+            known = _CACHE[model] = _Known([(w, w.detach().clone()) for w in _weights(model)])
+        known.packed[key] = found
     conventions = (*_conventions(model), clock, *u)
     if conventions not in known.ends:
         known.ends[conventions] = _ode(model, clock, torch.tensor(u, dtype=torch.float64))
     ends = known.ends[conventions]
-    widths = {name: value.shape[1] for name, value in condition.items()}
-    key = (z.dtype, z.shape[1], tuple(widths.items()))
-    if key not in known.packed:
-        known.packed[key] = _pack(model, z, widths, _times(model, clock, u))
-    packed = known.packed[key]
-    if isinstance(packed, Packed) and not _agrees(model, packed, z, ends, condition):
-        packed = known.packed[key] = _pack(model, z, widths, _times(model, clock, u))
-    return packed if isinstance(packed, str) else Fused(model, clock, packed, condition)
+    if not _agrees(model, known.packed[key], z, ends, condition):
+        found = _pack(model, z, widths, _times(model, clock, u))
+        if isinstance(found, str):
+            del known.packed[key]
+            return found
+        known.packed[key] = found
+    return Fused(model, clock, known.packed[key], condition)
 
 
 def _obstacle(model: ScoreModel, z: Tensor, condition: dict[str, Any]) -> str:

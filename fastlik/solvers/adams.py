@@ -25,9 +25,9 @@ _GROWTH, _SHRINK, _SAFETY = 2.0, 0.1, 0.9
 # has nodes on both sides.  Without it a trace with a sharp turn that the state does not feel is missed (rings
 # with a standard deviation of 0.02: worst of 64 rows 5e-2 nats/dim instead of 7e-4 at tolerance 1e-3).
 INTEGRAL_SHARE = 0.3
-# A right-hand side jumps where steps had to shrink by more than the first of these, for the state's sake, and
-# the slope still misses its polynomial by more than this share of its change.  On smooth networks and scores,
-# sharp ones too, that share is below 0.1 there, for ReLU networks it is above 0.3 for one row in a hundred.
+# A right-hand side jumps where steps had to shrink by more than the first of these, the slope still misses
+# its polynomial by more than the second times its change, and the state's error, in units of its tolerance,
+# is above the third: the state shrank the steps, not a kink that the trace alone feels (ReLU networks).
 JUMP_SHRUNK, JUMP_MISSED, JUMP_ERROR = 4.0, 0.3, 0.1
 
 

@@ -40,6 +40,10 @@ def residuals(t: Tensor, count: Tensor, values: Tensor, points: int) -> Tensor:
     In units of independent noise of the values: for white noise of variance s^2 their mean square is s^2.
     t, count: as for :func:`node_weights`; values (B, N), 0 beyond the count, where the residual is 0 too.
     """
+    together = _rows_together(t)
+    if len(t) > together:
+        parts = zip(t.split(together), count.split(together), values.split(together), strict=True)
+        return torch.cat([residuals(*part, points) for part in parts])
     number = torch.arange(t.shape[1], device=t.device)
     first = torch.minimum(number - points // 2, count[:, None] - points - 1).clamp(min=0)
     index = first[..., None] + torch.arange(points + 1, device=t.device)
@@ -49,6 +53,10 @@ def residuals(t: Tensor, count: Tensor, values: Tensor, points: int) -> Tensor:
     basis = lagrange_basis(nodes, others, t)
     residual = (values - (basis * near).sum(-1)) / (1 + basis.square().sum(-1)).sqrt()
     return residual.masked_fill(number >= count[:, None], 0.0)
+
+
+def _rows_together(t: Tensor) -> int:
+    return max(1, _TOGETHER // max(1, t.shape[1]))
 
 
 def _gaps(nodes: Tensor, valid: Tensor) -> Tensor:
@@ -65,7 +73,7 @@ def node_weights(t: Tensor, count: Tensor, points: int = MOST_NODES) -> Tensor:
     ends): order ``points`` for even numbers.  t (B, N) monotone; count (B,): row b has the nodes
     t[b, :count[b]], the others get weight 0.
     """
-    together = max(1, _TOGETHER // max(1, t.shape[1]))
+    together = _rows_together(t)
     if len(t) > together:
         pairs = zip(t.split(together), count.split(together), strict=True)
         return torch.cat([node_weights(rows, counts, points) for rows, counts in pairs])

@@ -68,6 +68,10 @@ def test_residuals_vanish_for_polynomials_and_are_the_size_of_noise(points):
     assert smooth[2:].abs().max() < 1e-10 and (smooth[~used] == 0).all()
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(400, 20, dtype=torch.float64, generator=generator)
+    some = torch.tensor([7, 300])
+    apart = residuals(t[some], count[some], noise[some], points)
+    together = residuals(t.repeat(20, 1), count.repeat(20), noise.repeat(20, 1), points)
+    assert torch.equal(together[some + 400 * 19], apart)  # more rows than are formed together
     mean_square = residuals(t, count, torch.where(used, noise, 0.0), points)[3:].square().mean().item()
     # 397 independent rows, whose mean squares over correlated nodes differ by about 0.4: four standard errors
     assert mean_square == pytest.approx(1, abs=0.08)
