@@ -75,7 +75,7 @@ struct MlpTrace {
   int64_t probes, first_draw;
   uint64_t seed;
   bool fresh;
-  int64_t columns() const { return mode == kNoTrace ? 0 : mode == kProbes ? probes : 1; }
+  FASTLIK_METHOD int64_t columns() const { return mode == kNoTrace ? 0 : mode == kProbes ? probes : 1; }
 };
 
 struct MlpRows {

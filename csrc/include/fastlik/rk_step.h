@@ -10,8 +10,10 @@
 // function with external linkage would leave the linker free to keep the AVX-512 copy for everyone.
 #ifdef __CUDACC__
 #define FASTLIK_MATH static __host__ __device__ inline
+#define FASTLIK_METHOD __host__ __device__
 #else
 #define FASTLIK_MATH static inline
+#define FASTLIK_METHOD
 #endif
 
 namespace fastlik {
