@@ -140,7 +140,7 @@ class AdamsTile {
       drift += double(state_[j]) * double(slope_[j]);
       speed += double(slope_[j]) * double(slope_[j]);
     }
-    smooth_[i] = 2 * drift + speed * TileField<T>::cotangent(clock_values(a_.clock, at_[i]));
+    smooth_[i] = 2 * drift + speed * cotangent(clock_values(a_.clock, at_[i]));
   }
 
   bool integrand_is_finite(int64_t i) const {

@@ -12,8 +12,8 @@ namespace fastlik {
 constexpr int kMostNodes = 6;
 
 // Weights of the integral from start to end of the polynomial through `count` <= 6 nodes: Gauss-Legendre
-// with three points.  Loops have fixed ends and no divisions inside: on a GPU everything is in registers.
-FASTLIK_MATH void lagrange_weights(const double* nodes, int count, double start, double end,
+// with three points.  Loops have fixed ends and few divisions: on a GPU what is inside stays in registers.
+FASTLIK_CALLED void lagrange_weights(const double* nodes, int count, double start, double end,
                                    double* weights) {
   const double points[3] = {-0.7745966692414834, 0.0, 0.7745966692414834};
   const double gauss[3] = {5.0 / 9, 8.0 / 9, 5.0 / 9};
@@ -46,7 +46,7 @@ FASTLIK_MATH void lagrange_weights(const double* nodes, int count, double start,
 }
 
 // How far value `i` of `count` <= 7 is from the polynomial through the others, in units of independent noise.
-FASTLIK_MATH double residual(const double* nodes, const double* values, int count, int i) {
+FASTLIK_CALLED double residual(const double* nodes, const double* values, int count, int i) {
   constexpr int most = kMostNodes + 1;
   double t[most];
   for (int j = 0; j < most; ++j) t[j] = j < count ? nodes[j] : 0;

@@ -11,7 +11,9 @@
 #ifdef __CUDACC__
 #define FASTLIK_MATH static __host__ __device__ inline
 #define FASTLIK_METHOD __host__ __device__
+#define FASTLIK_CALLED static __host__ __device__ __noinline__
 #else
+#define FASTLIK_CALLED static inline
 #define FASTLIK_MATH static inline
 #define FASTLIK_METHOD
 #endif

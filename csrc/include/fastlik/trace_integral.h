@@ -84,7 +84,7 @@ FASTLIK_MATH double noise_at(const TraceIntegral& r, const MlpTrace& trace, int6
   int neighbours = 0;
   if (node > 0) links += r.link[node % kTraceNodes], ++neighbours;
   if (node + 1 < r.count) links += r.link[(node + 1) % kTraceNodes], ++neighbours;
-  return std::fmax(noise - 2 * links / (neighbours > 1 ? neighbours : 1), 0);
+  return std::fmax(noise - 2 * links / (neighbours > 1 ? neighbours : 1), 0.0);
 }
 
 // The node's weight is final: it goes into the sums.
@@ -98,7 +98,7 @@ FASTLIK_MATH void settle(TraceIntegral& r, double* beside, const MlpTrace& trace
 }
 
 // Takes in all that later nodes do not change; everything once the last one is there.
-FASTLIK_MATH void advance(TraceIntegral& r, double* beside, const MlpTrace& trace, bool ended) {
+FASTLIK_CALLED void advance(TraceIntegral& r, double* beside, const MlpTrace& trace, bool ended) {
   while (r.weighed + 1 < r.count && (ended || (r.weighed + 3 < r.count && r.count >= kMostNodes)))
     weigh(r, r.weighed++);
   while (r.settled < r.count && (ended || r.settled + kMostNodes < r.count))
