@@ -32,13 +32,19 @@ MlpChain read_chain(const py::tuple& chain) {
   return n;
 }
 
-// Bytes of memory for each warp, with `count` slopes or slots.
+// Bytes of memory for each warp, with `count` slots, stages or slopes.
 int64_t mlp_chain_bytes(const std::string& method, int64_t inputs, int64_t count, const py::tuple& trace) {
   MlpChain n{};
   n.inputs = inputs;
   if (method == "mlp_grid") {
     MlpGridArgs a{};
     a.slots = count;
+    return cuda::chain_bytes(n, a);
+  }
+  if (method == "mlp_adaptive") {
+    MlpAdaptiveArgs a{};
+    a.stages = count;
+    a.trace = read_trace(trace);
     return cuda::chain_bytes(n, a);
   }
   MlpAdamsArgs a{};
@@ -55,6 +61,17 @@ int mlp_grid_cuda(const py::tuple& chain, const py::tuple& sizes, const py::tupl
   return cuda::chain(n, a, reinterpret_cast<void*>(stream));
 }
 
+int mlp_adaptive_cuda(const py::tuple& chain, const py::tuple& sizes, const py::tuple& addresses,
+                      const py::tuple& conditions, const py::tuple& trace, const py::tuple& span,
+                      const py::tuple& b, const py::tuple& e, const py::tuple& tolerances,
+                      const py::tuple& controller, bool fsal, std::uintptr_t stream) {
+  const MlpChain n = read_chain(chain);
+  const MlpAdaptiveArgs a =
+      read_adaptive(sizes, addresses, conditions, trace, span, b, e, tolerances, controller, fsal);
+  py::gil_scoped_release release;
+  return cuda::chain(n, a, reinterpret_cast<void*>(stream));
+}
+
 int mlp_adams_cuda(const py::tuple& chain, const py::tuple& sizes, const py::tuple& addresses,
                    const py::tuple& conditions, const py::tuple& trace, const py::tuple& span,
                    const py::tuple& tolerances, std::uintptr_t stream) {
@@ -67,6 +84,7 @@ int mlp_adams_cuda(const py::tuple& chain, const py::tuple& sizes, const py::tup
 void define_mlp_chain(py::module_& m) {
   m.def("mlp_chain_bytes", &mlp_chain_bytes);
   m.def("mlp_grid_cuda", &mlp_grid_cuda);
+  m.def("mlp_adaptive_cuda", &mlp_adaptive_cuda);
   m.def("mlp_adams_cuda", &mlp_adams_cuda);
 }
 

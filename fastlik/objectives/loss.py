@@ -42,9 +42,7 @@ def draw(
     return Draws(times.t, factor, noise, signs, draw_probes(x0, 1)[0] if mixed else None)
 
 
-def weighted_errors(
-    model: ScoreModel, x0: Tensor, draws: Draws, forms: Forms, **condition: object
-) -> Errors:
+def weighted_errors(model: ScoreModel, x0: Tensor, draws: Draws, forms: Forms, **condition: object) -> Errors:
     """The errors of each order times the factor of their time, each (B,)."""
     errors = high_order_errors(
         model, x0, draws.t, draws.noise, forms=forms, probes=draws.probes, mixing=draws.mixing, **condition

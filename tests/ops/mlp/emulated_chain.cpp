@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "cuda/chain_adams.h"
+#include "cuda/chain_adaptive.h"
 #include "cuda/chain_grid.h"
 #include "mlp_chain_bindings.h"
 
@@ -36,6 +37,12 @@ int chain(const MlpChain& n, const MlpGridArgs& a, void*) {
 }
 int64_t chain_bytes(const MlpChain& n, const MlpGridArgs& a) {
   return ChainGrid<kHalf>::bytes(n, a);
+}
+int chain(const MlpChain& n, const MlpAdaptiveArgs& a, void*) {
+  return launch<ChainAdaptive>(n, a);
+}
+int64_t chain_bytes(const MlpChain& n, const MlpAdaptiveArgs& a) {
+  return ChainAdaptive<kHalf>::bytes(n, a);
 }
 int chain(const MlpChain& n, const MlpAdamsArgs& a, void*) {
   return launch<ChainAdams>(n, a);
