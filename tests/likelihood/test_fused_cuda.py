@@ -9,7 +9,7 @@ from torch import nn
 import fastlik
 from fastlik.likelihood import fused
 from fastlik.likelihood.flow import Trace
-from fastlik.likelihood.fused import Fused, fuse
+from fastlik.likelihood.fused import fuse
 from fastlik.likelihood.problem import ADAMS_CLOCK
 from fastlik.ops.mlp.chain import PackedChain
 from fastlik.solvers.adaptive import Tolerance
