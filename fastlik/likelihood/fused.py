@@ -152,10 +152,9 @@ class Fused:
         return Divergence("probes", trace.probes, trace.kind, trace.seed, trace.first_draw, trace.fresh)
 
     def tabulate(self, u0: float, u1: float) -> None:
-        """What depends on the clock alone, tabulated beforehand; ValueError where it is not smooth."""
-        table = self._clock_table(u0, u1)
+        """The shifts that CUDA kernels read, beforehand; ValueError where they are not smooth in the clock."""
         if isinstance(self.packed, PackedChain) and u0 != u1:
-            self.packed.table(table)
+            self.packed.table(self._clock_table(u0, u1))
 
     def _clock_table(self, u0: float, u1: float) -> ClockTable:
         key = (*_conventions(self.model), self.clock, u0, u1)
