@@ -152,7 +152,7 @@ class Fused:
         return Divergence("probes", trace.probes, trace.kind, trace.seed, trace.first_draw, trace.fresh)
 
     def tabulate(self, u0: float, u1: float) -> None:
-        """The shifts that CUDA kernels read, beforehand; ValueError where they are not smooth in the clock."""
+        """The shifts that CUDA kernels read, beforehand; ValueError where they are not smooth."""
         if isinstance(self.packed, PackedChain) and u0 != u1:
             self.packed.table(self._clock_table(u0, u1))
 

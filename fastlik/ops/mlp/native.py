@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -215,10 +216,7 @@ class Packed:
         """The fields of ``fastlik.solvers.system.Integration``."""
         z, rows, on_device = z.contiguous(), rows.contiguous(), clock.to(z.device)
         stages, batch = len(b), len(z)
-        square = torch.zeros(stages, stages, dtype=torch.float64)
-        for i, row in enumerate(a):
-            square[i, : len(row)] = torch.tensor(row, dtype=torch.float64)
-        tableau = (square.to(z.device), z.new_tensor(c, dtype=torch.float64))
+        tableau = _tableau(tuple(map(tuple, a)), tuple(c), z.device)
         counts = {name: z.new_empty(batch, dtype=torch.int64) for name in ("nfe", "steps", "rejected")}
         numbers = {name: z.new_empty(batch, dtype=torch.float64) for name in ("t", "defect")}
         q = z.new_empty(batch, divergence.columns, dtype=torch.float64)
@@ -281,6 +279,15 @@ class Packed:
             (*tolerances, *judgement),
         )
         return {"y": y, "q": None, "status": status, **numbers, **counts}, integral
+
+
+@cache
+def _tableau(
+    a: tuple[tuple[float, ...], ...], c: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """a (S, S) and c (S,) float64."""
+    square = [[*row, *(0.0,) * (len(c) - len(row))] for row in a]
+    return tuple(torch.tensor(values, dtype=torch.float64, device=device) for values in (square, c))
 
 
 def _view(view: View | None) -> tuple[int, int, int]:
