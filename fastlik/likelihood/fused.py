@@ -28,6 +28,8 @@ from .flow import Trace
 
 # the network's own result and the kernels' may differ by rounding, in units of the precision
 _ROUNDING = 1e3
+# and where products are those of fp16 numbers
+_HALF_ROUNDING = 3e-2
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,12 @@ def _weights(model: nn.Module) -> list[Tensor]:
 
 
 def fuse(
-    model: ScoreModel, clock: Clock, z: Tensor, u: tuple[float, float], condition: dict[str, Any]
+    model: ScoreModel,
+    clock: Clock,
+    z: Tensor,
+    u: tuple[float, float],
+    condition: dict[str, Any],
+    precision: str = "auto",
 ) -> Fused | str:
     """The fused ODE for ``z`` (B, *event) between the clock values u, or why there is none, in one line.
 
@@ -226,16 +233,16 @@ def fuse(
     one row with the network itself, so that a network which has changed in any other way is not mistaken
     for the one that was recognised.
     """
-    obstacle = _obstacle(model, z, condition)
+    obstacle = _obstacle(model, z, condition, precision)
     if obstacle:
         return obstacle
     widths = {name: value.shape[1] for name, value in condition.items()}
-    key = (z.dtype, z.device, z.shape[1], tuple(widths.items()))
+    key = (z.dtype, z.device, precision, z.shape[1], tuple(widths.items()))
     known = _CACHE.get(model)
     if known is not None and not known.is_current(model):
         known = None
     if known is None or key not in known.packed:
-        found = _pack(model, z, widths, _times(model, clock, u))
+        found = _pack(model, z, widths, _times(model, clock, u), precision)
         if isinstance(found, str):
             return found  # not kept: that would keep a copy of the weights
         if known is None:
@@ -246,7 +253,7 @@ def fuse(
         known.ends[conventions] = _ode(model, clock, torch.tensor(u, dtype=torch.float64))
     ends = known.ends[conventions]
     if not _agrees(model, known.packed[key], z, ends, condition):
-        found = _pack(model, z, widths, _times(model, clock, u))
+        found = _pack(model, z, widths, _times(model, clock, u), precision)
         if isinstance(found, str):
             del known.packed[key]
             return found
@@ -259,13 +266,15 @@ def fuse(
     return fused
 
 
-def _obstacle(model: ScoreModel, z: Tensor, condition: dict[str, Any]) -> str:
+def _obstacle(model: ScoreModel, z: Tensor, condition: dict[str, Any], precision: str) -> str:
     if z.dim() != 2:
         return f"the kernels take rows of vectors, not samples of shape {tuple(z.shape[1:])}"
     if z.dtype not in NATIVE_DTYPES:
         return f"the kernels take float32 and float64, not {z.dtype}"
     if _by_cuda(z) and z.dtype != torch.float32:
         return f"the CUDA kernels take float32, not {z.dtype}"
+    if precision == "fp16" and not _by_cuda(z):
+        return f"the kernels for {z.device.type} have full precision alone"
     if not (z.is_cpu or z.is_cuda):
         return f"there is no kernel for {z.device.type}"
     if not isinstance(model.net, nn.Module):
@@ -290,10 +299,14 @@ def _network(model: ScoreModel) -> Callable[..., Tensor]:
     return lambda x, time, **condition: model._evaluate(x, time, condition)
 
 
-def _pack(model: ScoreModel, z: Tensor, widths: dict[str, int], times: Tensor) -> Packed | str:
+def _pack(
+    model: ScoreModel, z: Tensor, widths: dict[str, int], times: Tensor, precision: str
+) -> Packed | str:
     try:
         program = recognise(_network(model), z.shape[1], widths, times, z.dtype, z.device)
-        return PackedChain(chain_of(program), z.device) if _by_cuda(z) else Packed.of(program, z.dtype)
+        if not _by_cuda(z):
+            return Packed.of(program, z.dtype)
+        return PackedChain(chain_of(program), z.device, "fp16" if precision == "fp16" else "fp16x2")
     except Unrecognised as error:
         return str(error)
     except Exception as error:  # of a network that does not take these inputs: the general path shows it
@@ -312,4 +325,6 @@ def _agrees(model: ScoreModel, packed: Packed, z: Tensor, ends: Ode, condition: 
         return True  # a row that has no likelihood either way
     actual, _, _ = packed.evaluate(x, ends.time, given)
     scale = expected.abs().max().clamp(min=1e-6)
-    return bool((actual - expected).abs().max() <= _ROUNDING * torch.finfo(z.dtype).eps * scale)
+    half = isinstance(packed, PackedChain) and packed.precision == "fp16"
+    allowed = _HALF_ROUNDING if half else _ROUNDING * torch.finfo(z.dtype).eps
+    return bool((actual - expected).abs().max() <= allowed * scale)

@@ -156,6 +156,25 @@ def test_rows_do_not_depend_on_their_neighbours(on_gpu, method):
             assert torch.equal(getattr(part, name)[fine], getattr(end, name)[index][fine]), name
 
 
+def test_half_precision_is_asked_for_and_named(on_gpu):
+    model = model_of()
+    x = rows_of(model, 9)[0]
+    with pytest.raises(RuntimeError, match="the kernels for cpu have full precision"):
+        fastlik.ode_nll(model, x, precision="fp16")
+    with pytest.raises(ValueError, match="goes with method"):
+        fastlik.ode_nll(model, x, precision="fp16", method="rk45")
+    on_gpu()
+    with pytest.raises(RuntimeError, match="target_stderr and gradients"):
+        fastlik.ode_nll(model, x, precision="fp16", target_stderr=0.1, divergence="hutchinson")
+    half = fastlik.ode_nll(model, x, precision="fp16")
+    full = fastlik.ode_nll(model, x, tolerance=1e-5)
+    assert half.protocol["precision"] == "float32, products in float16"
+    assert full.protocol["precision"] == "float32"
+    assert bool(half.converged.all())
+    error = (half.nats - full.nats).abs().mean() / 3
+    assert 1e-5 < float(error) < 2e-3
+
+
 def test_ode_nll_and_sample_take_the_kernels(on_gpu):
     model = model_of(condition_dim=2)
     x, condition = rows_of(model, 9, 2)

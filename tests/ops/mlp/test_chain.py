@@ -103,6 +103,13 @@ def test_traces_and_decoupled_quadratures(emulator, divergence, precision):
     check(program_of(dim=13), 5, ADAMS_TABLE, divergence, precision)
 
 
+@pytest.mark.parametrize(
+    ("dim", "width", "depth"), [(1, 200, 1), (17, 64, 8), (64, 256, 2), (256, 32, 2), (3, 512, 2)]
+)
+def test_sizes(emulator, dim, width, depth):
+    check(program_of(dim=dim, width=width, depth=depth), 3, HEUN_TABLE, Divergence("probes", 1))
+
+
 @pytest.mark.parametrize("rows", [1, 8, 9, 33])
 @pytest.mark.parametrize("precision", ["fp16x2", "fp32"])
 def test_several_warps_and_blocks(emulator, rows, precision):
