@@ -53,6 +53,16 @@ int64_t mlp_chain_bytes(const std::string& method, int64_t inputs, int64_t count
   return cuda::chain_bytes(n, a);
 }
 
+// Bytes of shared memory that a block needs at least.
+int64_t mlp_chain_shared_bytes(int64_t inputs, int64_t width, int64_t outputs, int32_t precision) {
+  MlpChain n{};
+  n.inputs = inputs;
+  n.width = width;
+  n.outputs = outputs;
+  n.precision = precision;
+  return cuda::chain_shared_bytes(n, cuda::kTogether);
+}
+
 int mlp_grid_cuda(const py::tuple& chain, const py::tuple& sizes, const py::tuple& addresses,
                   const py::tuple& conditions, const py::tuple& trace, std::uintptr_t stream) {
   const MlpChain n = read_chain(chain);
@@ -83,6 +93,7 @@ int mlp_adams_cuda(const py::tuple& chain, const py::tuple& sizes, const py::tup
 
 void define_mlp_chain(py::module_& m) {
   m.def("mlp_chain_bytes", &mlp_chain_bytes);
+  m.def("mlp_chain_shared_bytes", &mlp_chain_shared_bytes);
   m.def("mlp_grid_cuda", &mlp_grid_cuda);
   m.def("mlp_adaptive_cuda", &mlp_adaptive_cuda);
   m.def("mlp_adams_cuda", &mlp_adams_cuda);

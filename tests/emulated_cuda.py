@@ -41,6 +41,6 @@ def emulator(emulated_module, monkeypatch):
 
     monkeypatch.setattr(chain, "call_native", call)
     monkeypatch.setattr(chain, "native_module", lambda: emulated_module)
-    monkeypatch.setattr(chain, "_processors", lambda device: 1)
+    monkeypatch.setattr(chain, "_device", lambda device: chain._Device(1, 160_000))
     emulated_module.set_groups(2)
     return emulated_module

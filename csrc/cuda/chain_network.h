@@ -12,10 +12,6 @@
 
 namespace fastlik::cuda {
 
-constexpr int kSamples = 8;      // of a group
-constexpr int kTogether = 2;     // groups that a warp works on at a time
-constexpr int kLinePadding = 4;  // floats, against bank conflicts
-
 // One copy for all places that use it: the compiler's time is short.
 FASTLIK_SHARED_CODE FunctionDual other_function(int32_t function, float p, float x) {
   return apply(function, p, x);
@@ -25,21 +21,6 @@ FASTLIK_SHARED_CODE FunctionDual other_function(int32_t function, float p, float
 struct Tile8 {
   float at[4];
 };
-
-// Where a sample is: its row of the batch (below 0: none), its panel of the clock and the place there.
-struct ChainPoint {
-  int32_t row, panel;
-  float x;
-};
-
-// Bytes of shared memory of a block of `groups`.
-static inline int64_t chain_shared_bytes(const MlpChain& n, int64_t groups) {
-  const int64_t widest = n.width > n.inputs ? n.width : n.inputs;
-  const int64_t line = n.precision == kHalf ? 2 * widest
-                       : n.precision == kSplit ? 4 * widest
-                                               : 4 * (widest + kLinePadding);
-  return groups * (2 * 16 * line + n.outputs / 8 * 32 * 16 + kSamples * int64_t(sizeof(ChainPoint)));
-}
 
 // A lane's factors of a 16 x 16 tile of activations, and of an 8 x 16 tile of weights.
 template <int kPrecision>

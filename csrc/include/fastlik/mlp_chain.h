@@ -39,6 +39,29 @@ struct MlpChain {
   FASTLIK_METHOD int64_t features() const { return hidden * width + outputs; }
 };
 
+namespace cuda {
+
+constexpr int kSamples = 8;      // of a group
+constexpr int kTogether = 2;     // groups that a warp works on at a time
+constexpr int kLinePadding = 4;  // floats, against bank conflicts
+
+// Where a sample is: its row of the batch (below 0: none), its panel of the clock and the place there.
+struct ChainPoint {
+  int32_t row, panel;
+  float x;
+};
+
+// Bytes of shared memory of a block of `groups`.
+FASTLIK_MATH int64_t chain_shared_bytes(const MlpChain& n, int64_t groups) {
+  const int64_t widest = n.width > n.inputs ? n.width : n.inputs;
+  const int64_t line = n.precision == kHalf ? 2 * widest
+                       : n.precision == kSplit ? 4 * widest
+                                               : 4 * (widest + kLinePadding);
+  return groups * (2 * 16 * line + n.outputs / 8 * 32 * 16 + kSamples * int64_t(sizeof(ChainPoint)));
+}
+
+}  // namespace cuda
+
 struct FunctionDual {
   float value, slope;
 };

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -123,6 +124,8 @@ class PackedChain(Packed):
 
     precision: "fp16" (products of fp16 numbers, summed in fp32), "fp16x2" (both factors split into two
     fp16 numbers: fp32's accuracy), "fp32" (no tensor cores).
+
+    Raises Unrecognised where the device has not the shared memory for so wide layers.
     """
 
     def __init__(self, chain: Chain, device: torch.device, precision: str = "fp16x2") -> None:
@@ -130,6 +133,12 @@ class PackedChain(Packed):
         self.chain, self.device, self.precision = chain, device, precision
         width, last = chain.width, len(chain.weights) - 1
         self.inputs = _multiple(chain.program.dim, 16)
+        sizes = (self.inputs, width, chain.outputs, PRECISIONS.index(precision))
+        needed, there = native_module().mlp_chain_shared_bytes(*sizes), _device(device).shared_bytes
+        if needed > there:
+            raise Unrecognised(
+                f"layers of {width} take {needed} bytes of shared memory, {device} has {there}"
+            )
         self.weights = []
         for layer, weight in enumerate(chain.weights):
             inputs, outputs = (width if layer else self.inputs), (width if layer < last else chain.outputs)
@@ -248,7 +257,7 @@ class PackedChain(Packed):
         """
         chain = self.chain
         warps = 4 if chain.width <= 128 else 8
-        blocks = max(1, min(-(-len(z) // (2 * _SAMPLES)), 4 * _processors(z.device)))
+        blocks = max(1, min(-(-len(z) // (2 * _SAMPLES)), 4 * _device(z.device).processors))
         bytes_of_warp = native_module().mlp_chain_bytes(method, self.inputs, count, divergence.arguments)
         memory = z.new_empty(blocks * warps * bytes_of_warp, dtype=torch.uint8)
         queue = z.new_empty(1, dtype=torch.int64)
@@ -259,8 +268,14 @@ class PackedChain(Packed):
         return (sizes, chain.parameter, tuple(map(address, self.weights)), tuple(map(address, kept))), kept
 
 
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+class _Device(NamedTuple):
+    processors: int
+    shared_bytes: int  # of a block, at most
+
+
+def _device(device: torch.device) -> _Device:
+    found = torch.cuda.get_device_properties(device)
+    return _Device(found.multi_processor_count, found.shared_memory_per_block_optin)
 
 
 def _single(time: float) -> GridTable:

@@ -7,7 +7,7 @@ from torch import nn
 import fastlik
 from fastlik.derivatives.probes import probe
 from fastlik.ops.mlp import Divergence, Ode, Unrecognised, recognise, reference
-from fastlik.ops.mlp.chain import PackedChain, chain_of
+from fastlik.ops.mlp.chain import PackedChain, _Device, chain_of
 from fastlik.ops.mlp.grid import adams_bashforth, runge_kutta
 from fastlik.solvers.tableau import HEUN
 
@@ -162,6 +162,15 @@ def test_bad_rows_are_flagged_alone(emulator):
         if precision == "fp16x2":
             assert torch.equal(latent[fine], clean[0][fine]) and torch.equal(q[fine], clean[1][fine])
         assert bool(latent[fine].isfinite().all())
+
+
+def test_layers_too_wide_for_the_device_are_refused(emulator, monkeypatch):
+    chain = chain_of(program_of(width=512))
+    PackedChain(chain, torch.device("cpu"))
+    monkeypatch.setattr("fastlik.ops.mlp.chain._device", lambda device: _Device(1, 99_000))
+    PackedChain(chain, torch.device("cpu"), "fp16")
+    with pytest.raises(Unrecognised, match="layers of 512 take 1.* bytes"):
+        PackedChain(chain, torch.device("cpu"))
 
 
 def test_what_the_kernel_does_not_take_is_refused():
