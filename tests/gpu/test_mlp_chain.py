@@ -1,6 +1,7 @@
 """The kernels of plain MLPs on a GPU against the float64 reference and against the kernels for the CPU."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -134,6 +135,25 @@ def test_ode_nll_takes_the_kernels(method, caplog):
         )
     assert "no kernel" not in caplog.text
     torch.testing.assert_close(there.nats.cpu(), here.nats, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("precision", ACCURACY)
+@pytest.mark.parametrize("method", ["grid", "adams", "rk45"])
+def test_sanitized(method, precision):
+    """Few rows by every kernel: scripts/gpu_check.sh runs these under compute-sanitizer."""
+    model = model_of(width=64, depth=2).cuda()
+    z, u, rows = (value.cuda() if isinstance(value, torch.Tensor) else value for value in problem(model, 37))
+    kernel = of("cuda", model, z, u)
+    packed = PackedChain(kernel.packed.chain, z.device, precision)
+    kernel = replace(kernel, packed=packed)
+    if method == "grid":
+        table = runge_kutta(kernel.ode, torch.linspace(*u, 9, dtype=torch.float64), RK4.a, RK4.b, RK4.c)
+        end = kernel.integrate_grid(z, table, TWO, rows)
+    elif method == "adams":
+        end, _ = kernel.integrate_adams(z, *u, TOLERANCE, TWO, rows, **STEPS)
+    else:
+        end = kernel.integrate_adaptive(z, *u, RK45, Tolerance(1e-2, 1e-2, 1e-1), TWO, rows)
+    assert bool((end.status == Status.DONE).all())
 
 
 def test_samples():
