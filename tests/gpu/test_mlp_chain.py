@@ -12,8 +12,9 @@ from fastlik.likelihood.flow import Trace
 from fastlik.likelihood.fused import fuse
 from fastlik.likelihood.problem import ADAMS_CLOCK
 from fastlik.ops.mlp import Divergence, Ode, recognise, reference
-from fastlik.ops.mlp.chain import PackedChain, chain_of
+from fastlik.ops.mlp.chain import chain_of
 from fastlik.ops.mlp.grid import runge_kutta
+from fastlik.ops.mlp.packed_chain import PackedChain
 from fastlik.solvers.adaptive import Tolerance
 from fastlik.solvers.status import Status
 from fastlik.solvers.tableau import RK4, RK45

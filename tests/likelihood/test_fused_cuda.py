@@ -11,7 +11,7 @@ from fastlik.likelihood import fused
 from fastlik.likelihood.flow import Trace
 from fastlik.likelihood.fused import fuse
 from fastlik.likelihood.problem import ADAMS_CLOCK
-from fastlik.ops.mlp.chain import PackedChain
+from fastlik.ops.mlp.packed_chain import PackedChain
 from fastlik.solvers.adaptive import Tolerance
 from fastlik.solvers.status import Status
 from fastlik.solvers.tableau import RK45, TSIT5
@@ -154,6 +154,35 @@ def test_rows_do_not_depend_on_their_neighbours(on_gpu, method):
         assert torch.equal(some[fine], values[index][fine])
         for name in ("y", "nfe", "steps", "rejected", "defect", "status"):
             assert torch.equal(getattr(part, name)[fine], getattr(end, name)[index][fine]), name
+
+
+class FiLM(nn.Module):
+    """A residual block that the time and a condition modulate, normalised; the output scaled by the time."""
+
+    def __init__(self, dim, width):
+        super().__init__()
+        self.first, self.last = nn.Linear(dim, width), nn.Linear(width, dim)
+        self.film = nn.Linear(3, 2 * width)
+        self.norm, self.inner = nn.LayerNorm(width), nn.Linear(width, width)
+
+    def forward(self, x, time, condition):
+        x = self.first(x)
+        embedding = torch.cat((time[:, None].sin(), condition), 1)
+        scale, shift = self.film(embedding).chunk(2, 1)
+        x = x + torch.nn.functional.silu(self.inner(self.norm(x) * (1 + scale) + shift))
+        return self.last(x) / (1 + time[:, None] ** 2).sqrt()
+
+
+def test_modulated_residual_networks(on_gpu):
+    torch.manual_seed(0)
+    model = fastlik.wrap(FiLM(3, 20), fastlik.VP(), "noise", time="log_snr", time_scale=-1 / 8).eval()
+    x, condition = torch.randn(9, 3), torch.randn(9, 2)
+    on_gpu()
+    actual = fastlik.ode_nll(model, x, condition={"condition": condition}, tolerance=1e-5)
+    assert isinstance(next(iter(fused._CACHE[model].packed.values())), PackedChain)
+    on_gpu(False)
+    expected = fastlik.ode_nll(model, x, condition={"condition": condition}, tolerance=1e-5)
+    torch.testing.assert_close(actual.nats, expected.nats, rtol=0, atol=5e-5)
 
 
 def test_half_precision_is_asked_for_and_named(on_gpu):
