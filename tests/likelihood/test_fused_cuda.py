@@ -126,11 +126,11 @@ def test_likelihoods_to_single_precision(on_gpu):
 def test_rows_do_not_depend_on_their_neighbours(on_gpu, method):
     """Rows pass through blocks that are refilled as rows end; some never had a number."""
     model = model_of()
-    x = rows_of(model, 37)[0] * torch.linspace(0.1, 3, 37)[:, None]
-    x[5], x[20, 1], x[36] = torch.nan, torch.inf, -torch.inf
+    x = rows_of(model, 25)[0] * torch.linspace(0.1, 3, 25)[:, None]
+    x[5], x[20, 1], x[24] = torch.nan, torch.inf, -torch.inf
     bad = ~x.isfinite().all(1)
     on_gpu()
-    u, rows = ends(model), torch.arange(37)
+    u, rows = ends(model), torch.arange(25)
     found = fuse(model, ADAMS_CLOCK, x, u, {})
     assert isinstance(found.packed, PackedChain)
 
@@ -146,9 +146,9 @@ def test_rows_do_not_depend_on_their_neighbours(on_gpu, method):
 
     end, values = solve(rows)
     assert end.status[bad].tolist() == [Status.NON_FINITE] * 3
-    assert end.status[~bad].tolist() == [Status.DONE] * 34
+    assert end.status[~bad].tolist() == [Status.DONE] * 22
     assert len(end.nfe.unique()) > 3
-    for index in (torch.tensor([36, 7, 3]), rows[~bad].flip(0)):
+    for index in (torch.tensor([24, 7, 3]), rows[~bad].flip(0)):
         part, some = solve(index)
         fine = ~bad[index]
         assert torch.equal(some[fine], values[index][fine])

@@ -31,7 +31,8 @@ class PackedChain(Packed):
     """A chain's operations for the kernels.
 
     precision: "fp16" (products of fp16 numbers, summed in fp32), "fp16x2" (both factors split into two
-    fp16 numbers: fp32's accuracy), "fp32" (no tensor cores).
+    fp16 numbers: fp32's accuracy), "fp32" (no tensor cores).  Grids are compiled for all, Adams' method for
+    the first two, adaptive Runge-Kutta steps for the second.
 
     Raises Unrecognised where the device has not the shared memory for so wide layers.
     """
