@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -24,6 +25,7 @@ from .recognise import Unrecognised
 PRECISIONS = ("fp16", "fp16x2", "fp32")
 # polynomials of the clock: their largest error, in units of the largest number in the table
 _COEFFICIENTS, _ACCURACY = 4, 1e-7
+_MOST_BYTES = 2**28  # of a table
 _SAMPLES = 8  # of a warp
 
 
@@ -100,8 +102,14 @@ class PackedChain(Packed):
         if clock not in self._tables:
             size = float(self._at(clock, clock.breaks).abs().max())
             ends = (float(clock.breaks[0]), float(clock.breaks[-1]))
+            most = _MOST_BYTES // (4 * _COEFFICIENTS * max(1, self.chain.times.features))
             found = tabulate(
-                lambda u: self._at(clock, u), *ends, clock.breaks.tolist(), _COEFFICIENTS, _ACCURACY * size
+                lambda u: self._at(clock, u),
+                *ends,
+                clock.breaks.tolist(),
+                _COEFFICIENTS,
+                _ACCURACY * size,
+                most,
             )
             # Chebyshev's polynomials in powers
             powers = found.values.new_tensor([[1, 0, 0, 0], [0, 1, 0, 0], [-1, 0, 2, 0], [0, -3, 0, 4]])
@@ -127,7 +135,7 @@ class PackedChain(Packed):
         for row, at in enumerate(time.tolist()):
             some = {name: value[row : row + 1] for name, value in conditions.items()}
             rows = torch.arange(1, device=x.device)
-            table = _single(at)
+            table = _single(at, x.device)
             values.append(self.integrate_grid(x[row : row + 1], some, table, Divergence("none"), rows)[0])
         return torch.cat([x.new_zeros(0, self.program.dim), *values]), None, None
 
@@ -166,7 +174,8 @@ class PackedChain(Packed):
         """
         chain = self.chain
         warps = 4 if chain.width <= 128 else 8
-        blocks = max(1, min(-(-len(z) // (2 * _SAMPLES)), 4 * _device(z.device).processors))
+        most = 16 // warps * _device(z.device).processors
+        blocks = max(1, min(-(-len(z) // (2 * _SAMPLES)), most))
         bytes_of_warp = native_module().mlp_chain_bytes(method, self.inputs, count, divergence.arguments)
         memory = z.new_empty(blocks * warps * bytes_of_warp, dtype=torch.uint8)
         queue = z.new_empty(1, dtype=torch.int64)
@@ -188,14 +197,15 @@ def _device(device: torch.device) -> _Device:
     return _Device(found.multi_processor_count, found.shared_memory_per_block_optin)
 
 
-def _single(time: float) -> GridTable:
+@lru_cache(64)
+def _single(time: float, device: torch.device) -> GridTable:
     """The grid that ends in F(z, time): dz/du = F - z, a step of length 1."""
 
     def number(value: float, *shape: int) -> Tensor:
-        return torch.full(shape, value, dtype=torch.float64)
+        return torch.full(shape, value, dtype=torch.float64, device=device)
 
     ode = Ode(number(time, 1), number(1, 1), number(-1, 1), number(1, 1))
-    whole = torch.zeros(1, dtype=torch.int64)
+    whole = torch.zeros(1, dtype=torch.int64, device=device)
     return GridTable(
         u=number(0, 1),
         ode=ode,
@@ -203,6 +213,6 @@ def _single(time: float) -> GridTable:
         update=number(1, 1, 1),
         slot=whole,
         node=whole,
-        commit=torch.ones(1, dtype=torch.bool),
+        commit=torch.ones(1, dtype=torch.bool, device=device),
         weight=number(0, 1, 1),
     )

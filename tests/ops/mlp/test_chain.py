@@ -116,9 +116,10 @@ def test_sizes(emulator, dim, width, depth):
     check(program_of(dim=dim, width=width, depth=depth), 3, HEUN_TABLE, Divergence("probes", 1))
 
 
-@pytest.mark.parametrize("rows", [1, 8, 9, 33])
+@pytest.mark.parametrize(("rows", "groups"), [(1, 2), (8, 2), (9, 2), (33, 2), (67, 4)])
 @pytest.mark.parametrize("precision", ["fp16x2", "fp32"])
-def test_several_warps_and_blocks(emulator, rows, precision):
+def test_several_warps_and_blocks(emulator, rows, groups, precision):
+    emulator.set_groups(groups)
     check(program_of(depth=1), rows, HEUN_TABLE, Divergence("exact"), precision)
 
 
