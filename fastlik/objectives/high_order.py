@@ -37,6 +37,7 @@ from torch import Tensor
 
 from ..checks import check_choice, check_count
 from ..derivatives.expansion import Expansion, expand
+from ..derivatives.jets import Captured
 from ..model import ScoreModel
 from .residual import NoiseResidual
 
@@ -122,6 +123,7 @@ def high_order_errors(
     probes: Tensor | None = None,
     mixing: Tensor | None = None,
     backend: str = "auto",
+    captured: Captured | None = None,
     **condition: object,
 ) -> Errors:
     """The errors of each order at x_t = alpha(t) x_0 + sigma(t) eps, each (B,).
@@ -134,8 +136,9 @@ def high_order_errors(
         probes: v (K, B, *event), for the forms that take some; for third order "mixed" also
             ``mixing``, u (B, *event).
         backend: of the derivatives, "jets", "torch" (plain autograd, the reference) or "auto".
+        captured: the model's graph, which jets go through under torch.compile.
     """
-    residual = NoiseResidual(model, x0, t, noise, condition)
+    residual = NoiseResidual(model, x0, t, noise, condition, captured)
     if not forms.second:
         return Errors(_mean_square(residual.value(residual.network(residual.x))))
     none = x0.new_empty(0, *x0.shape)

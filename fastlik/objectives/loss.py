@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..derivatives.jets import Captured
 from ..model import ScoreModel
 from .high_order import Errors, Forms, choose_forms, draw_probes, high_order_errors
 from .time_sampling import sample_times, stratified
@@ -43,12 +44,21 @@ def draw(
 
 
 def weighted_errors(
-    model: ScoreModel, x0: Tensor, draws: Draws, forms: Forms, **condition: object
+    model: ScoreModel,
+    x0: Tensor,
+    draws: Draws,
+    forms: Forms,
+    captured: Captured | None = None,
+    **condition: object,
 ) -> Errors:
-    """The errors of each order times the factor of their time, each (B,)."""
+    """The errors of each order times the factor of their time, each (B,).
+
+    ``captured`` is the model's graph, for torch.compile.
+    """
     errors = high_order_errors(
-        model, x0, draws.t, draws.noise, forms=forms, probes=draws.probes, mixing=draws.mixing, **condition
-    )
+        model, x0, draws.t, draws.noise, forms=forms, probes=draws.probes, mixing=draws.mixing,
+        captured=captured, **condition,
+    )  # fmt: skip
     return Errors(*(None if error is None else draws.factor.to(error.dtype) * error for error in errors))
 
 
