@@ -335,12 +335,20 @@ class DiscreteVP(Schedule):
         return float(len(self.alphas_cumprod) - 1)
 
     @cached_property
-    def _table(self) -> Tensor:
-        return torch.logit(torch.tensor(self.alphas_cumprod, dtype=torch.float64))
+    def _tables(self) -> dict[tuple[torch.device, torch.dtype], Tensor]:
+        return {}
+
+    def _table(self, like: Tensor) -> Tensor:
+        """The log-SNRs, kept where they are used: copying them makes the host wait."""
+        key = like.device, like.dtype
+        if key not in self._tables:
+            log_snr = torch.logit(torch.tensor(self.alphas_cumprod, dtype=torch.float64))
+            self._tables[key] = log_snr.to(like)
+        return self._tables[key]
 
     def _log_snr_and_slope(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         t = _time(t)
-        table = self._table.to(t)
+        table = self._table(t)
         low = t.floor().clamp(0, len(table) - 2).long()
         slope = table[low + 1] - table[low]
         return table[low] + (t - low) * slope, slope
@@ -363,7 +371,7 @@ class DiscreteVP(Schedule):
 
     def t(self, log_snr: Tensor | float) -> Tensor:
         log_snr = _time(log_snr)
-        table = self._table.to(log_snr)
+        table = self._table(log_snr)
         # the table decreases, searchsorted wants it increasing
         high = torch.searchsorted(-table, -log_snr.contiguous()).clamp(1, len(table) - 1)
         low = high - 1

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..solvers.adams import integrate_adams
 from ..solvers.adaptive import Tolerance
+from ..solvers.graph import has_graphs
 from ..solvers.status import Status
 from ..solvers.system import Integration
 from .flow import LikelihoodFlow
@@ -114,6 +115,7 @@ def _adams(
         u[1].expand(len(z)),
         tolerance,
         keep_states=problem.target_stderr is not None,
+        graphs=has_graphs(z.device) and problem.backend != "torch",
         **steps,
     )
     trace = problem.trace

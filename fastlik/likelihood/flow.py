@@ -62,6 +62,7 @@ class LikelihoodFlow:
         self.rows, self.condition = rows, condition
         self.companion = companion
         self._node: Tensor | None = None
+        self._version: int | None = None
         self._vectors: Tensor | None = None
 
     def take(self, index: Tensor) -> LikelihoodFlow:
@@ -111,13 +112,15 @@ class LikelihoodFlow:
     def _probes(self, z: Tensor, node: Tensor) -> Tensor:
         """The probes (K, *z.shape) of each row's present step, kept from stage to stage.
 
-        A flow with a companion has one stage a step: comparing would only wait for the device.
+        The stages of a step share one tensor of numbers, which nothing writes to between them: comparing
+        its values would wait for the device.
         """
-        known = self._node is not None and (
-            not self.trace.fresh or (not self.companion and torch.equal(self._node, node))
-        )
-        if not known:
-            self._vectors, self._node = self._draw(z, node, range(self.trace.probes)), node.clone()
+        # tensors of inference mode do not say how often they were written to
+        version = None if node.is_inference() else node._version
+        same = self._node is node and version is not None and self._version == version
+        if self._vectors is None or (self.trace.fresh and not same):
+            self._vectors = self._draw(z, node, range(self.trace.probes))
+            self._node, self._version = node, version
         return self._vectors
 
     def _draw(self, z: Tensor, node: Tensor, draws: range) -> Tensor:

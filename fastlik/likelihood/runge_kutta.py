@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..solvers.adaptive import Tolerance, integrate
+from ..solvers.graph import has_graphs
 from ..solvers.grid import integrate_grid
 from ..solvers.status import Status
 from ..solvers.system import Integration
@@ -88,6 +89,7 @@ def solve_fixed(problem: Problem, tableau: Tableau, flow: LikelihoodFlow, z: Ten
             tableau,
             q=u.new_zeros(len(z), problem.trace.columns),
             steps_per_node=steps // _COARSEST_GRID,
+            graphs=has_graphs(z.device) and problem.backend != "torch",
             backend=problem.backend,
         )
         return end, end.q.mean(1) + problem.log_prior(end.y * scale[1].to(z.dtype))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .adaptive import Tolerance
+from .graph import capture
 from .quadrature import lagrange_weights
 from .status import Status
 from .system import Integration, System
@@ -60,6 +61,7 @@ def integrate_adams(
     keep_states: bool = False,
     max_steps: int = 10_000,
     block: int | None = None,
+    graphs: bool = False,
 ) -> tuple[Integration, Nodes]:
     """Integrate every row from t0 to t1 (B,) float64, in either direction, never outside that span.
 
@@ -75,6 +77,8 @@ def integrate_adams(
         max_steps: attempted steps after which a row is given up with status MAX_STEPS.
         block: attempts between two looks at which rows have finished, each of which waits for the
             device; default 1 on the CPU, 8 elsewhere.  Finished rows leave the batch at a look.
+        graphs: capture attempts as a graph after the first block (``fastlik.solvers.graph``).  A graph is of
+            one batch size, so that rows leave when half of them have finished.
     """
     result = Integration.start(y, None, t0)
     result.defect_square = torch.zeros_like(result.defect)
@@ -84,21 +88,26 @@ def integrate_adams(
     stepper = _Stepper(system, result.take(index), t1, tolerance, order)
     recorder.write(index, stepper.start(first_step))
     block = block or (1 if y.device.type == "cpu" else 8)
+    step, captured = stepper.step, False
     for attempt in range(1, max_steps + 1):
-        recorder.write(index, stepper.step())
+        recorder.write(index, step())
         if attempt == max_steps:
             stepper.give_up()
         if attempt % block and attempt != max_steps:
             continue
         mask = stepper.rows.running
         running = int(mask.sum())  # the only place where the host waits for the device
-        if running < len(index):
+        if graphs and len(index) // 2 < running:
+            if not captured:
+                step, captured = capture(stepper.step, y.device), True
+        elif running < len(index):
             result.put(index, stepper.rows)
             keep = torch.nonzero_static(mask, size=running).flatten()
             index = index[keep]
             if running == 0:
                 break
             stepper = stepper.take(keep)
+            step, captured = stepper.step, False
     return result, recorder.nodes(result)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -18,14 +20,20 @@ def lagrange_weights(nodes: Tensor, valid: Tensor, start: Tensor, end: Tensor) -
     nodes (..., k) float64 in any order, k <= 6; those that are not ``valid`` (..., k) do not take part
     and get weight 0.  start, end (...): within the nodes' range or beyond it (extrapolation).
     """
-    points = nodes.new_tensor([point for point, _ in _GAUSS])
-    gauss = nodes.new_tensor([weight for _, weight in _GAUSS])
+    points, gauss = _gauss(nodes.device)
     half = 0.5 * (end - start)
     at = (0.5 * (start + end))[..., None] + half[..., None] * points
     # the points lie between the nodes, so that a product without its own factor is a quotient
     distance = torch.where(valid[..., None, :], at[..., None] - nodes[..., None, :], 1.0)
     integral = (gauss * distance.prod(-1))[..., None] / distance
     return torch.where(valid, half[..., None] * integral.sum(-2) / _gaps(nodes, valid), 0.0)
+
+
+@cache
+def _gauss(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Points and weights, copied to the device once: each copy makes the host wait."""
+    table = torch.tensor(_GAUSS, dtype=torch.float64, device=device)
+    return table[:, 0].contiguous(), table[:, 1].contiguous()
 
 
 def lagrange_basis(nodes: Tensor, valid: Tensor, at: Tensor) -> Tensor:
