@@ -108,11 +108,11 @@ CASES = {
 }
 
 
-def milliseconds(run: Callable[[], object]) -> float:
+def milliseconds(run: Callable[[], object], rounds: int = ROUNDS) -> float:
     """Median time on the GPU."""
     cache = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
     times = []
-    for _ in range(ROUNDS + 3):
+    for _ in range(rounds + 3):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         cache.zero_()
         start.record()

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from benchmarks.bench_triton import milliseconds
 
 BATCHES = (8, 256)
 Step = Callable[[], tuple[Tensor, Tensor]]
+Result = TypeVar("Result")
 
 
 def network() -> nn.Module:
@@ -58,7 +60,7 @@ def steps(net: nn.Module, batch: int, dtype: torch.dtype, channels_last: bool) -
     return {"vjp": vjp, "jets": jets}
 
 
-def graphed(step: Step) -> Step:
+def graphed(step: Callable[[], Result]) -> Callable[[], Result]:
     """The step as one CUDA graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -70,7 +72,7 @@ def graphed(step: Step) -> Step:
     with torch.cuda.graph(graph):
         results = step()
 
-    def replay() -> tuple[Tensor, Tensor]:
+    def replay() -> Result:
         graph.replay()
         return results
 

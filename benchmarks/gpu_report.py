@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from xml.etree import ElementTree
 
+OURS = ("triton", "kernel")
 PACKAGES = ("torch", "triton", "pytest", "pytest-benchmark", "torchdiffeq")
 CLOCKS = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit"
 
@@ -98,8 +99,10 @@ def table(summary: dict) -> list[str]:
     for record in summary.get("bench", []):
         operations.setdefault((record["op"], record["dtype"]), {})[record["peer"]] = record
     if operations:
-        lines.append("operation, dtype: ms | % of copy bandwidth | times as fast as each peer | error")
-    lines += [_operation(*key, peers) for key, peers in operations.items() if "triton" in peers]
+        lines.append(
+            "operation, dtype: ms | % of copy bandwidth or rate | times as fast as each peer | error"
+        )
+    lines += [_operation(*key, peers) for key, peers in operations.items() if set(OURS) & set(peers)]
     lines += [
         f"right-hand side, batch {r['batch']}, {r['way']}, {r['dtype']} {r['layout']}: "
         f"{r['milliseconds']:.3g} ms, peak {r['peak_bytes'] / 2**20:.0f} MiB, error {r['error']:.1e}"
@@ -109,14 +112,14 @@ def table(summary: dict) -> list[str]:
 
 
 def _operation(name: str, dtype: str, peers: dict[str, dict]) -> str:
-    ours = peers["triton"]
-    share = ""
+    ours = next(peers[name] for name in OURS if name in peers)
+    share = f"{ours['tflops']:.0f} TFLOP/s" if "tflops" in ours else ""
     if "copy" in peers:
         share = f"{100 * peers['copy']['milliseconds'] / ours['milliseconds']:.0f} %"
     ratios = ", ".join(
         f"{peer} {record['milliseconds'] / ours['milliseconds']:.2f}"
         for peer, record in peers.items()
-        if peer not in ("triton", "copy")
+        if peer not in (ours["peer"], "copy")
     )
     return f"{name}, {dtype}: {ours['milliseconds']:.4g} | {share} | {ratios} | {ours['error']:.1e}"
 

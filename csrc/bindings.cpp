@@ -8,7 +8,7 @@
 #include "mlp_bindings.h"
 #include "reader.h"
 #ifdef FASTLIK_CUDA
-#include "fastlik/cuda.h"
+#include "mlp_chain_bindings.h"
 #endif
 
 namespace py = pybind11;
@@ -106,13 +106,6 @@ int rk_advance_cuda(bool is_double, const py::tuple& sizes, const py::tuple& add
   py::gil_scoped_release release;
   return run(args, reinterpret_cast<void*>(stream));
 }
-
-int mlp_chain_cuda(const py::tuple& sizes, double parameter, const py::tuple& weights,
-                   const py::tuple& addresses, const py::tuple& trace, std::uintptr_t stream) {
-  const MlpChainArgs args = read_chain(sizes, parameter, weights, addresses, trace);
-  py::gil_scoped_release release;
-  return cuda::mlp_chain(args, reinterpret_cast<void*>(stream));
-}
 #endif
 
 py::list isas() {
@@ -137,7 +130,7 @@ PYBIND11_MODULE(_native, m) {
 #ifdef FASTLIK_CUDA
   m.def("rk_combine_cuda", &rk_combine_cuda);
   m.def("rk_advance_cuda", &rk_advance_cuda);
-  m.def("mlp_chain_cuda", &mlp_chain_cuda);
+  define_mlp_chain(m);
 #endif
   m.attr("max_stages") = kMaxStages;
 }

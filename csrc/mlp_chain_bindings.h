@@ -1,61 +1,102 @@
-// The arguments of the CUDA kernel for plain MLPs.
+// The CUDA kernels for plain MLPs: as those for the CPU, but with a chain for the network and a stream for the
+// threads.
 #pragma once
 
 #include <stdexcept>
+#include <string>
 
-#include "fastlik/mlp_chain.h"
-#include "reader.h"
+#include "fastlik/cuda.h"
+#include "mlp_arguments.h"
 
 namespace fastlik {
 namespace {
 
-MlpTrace read_trace(const py::tuple& values) {
-  Reader r(values);
-  MlpTrace trace{};
-  trace.mode = r.next<int32_t>();
-  trace.kind = r.next<int32_t>();
-  trace.probes = r.next<int64_t>();
-  trace.first_draw = r.next<int64_t>();
-  trace.seed = r.next<uint64_t>();
-  trace.fresh = r.next<bool>();
-  return trace;
+// (sizes, the activation function's parameter, addresses of the weights, addresses of the rest)
+MlpChain read_chain(const py::tuple& chain) {
+  MlpChain n{};
+  const auto sizes = chain[0].cast<py::tuple>(), weights = chain[2].cast<py::tuple>(),
+             addresses = chain[3].cast<py::tuple>();
+  Reader size(sizes), weight(weights), tensor(addresses);
+  for (int64_t* to : {&n.dim, &n.inputs, &n.width, &n.outputs, &n.hidden}) *to = size.next<int64_t>();
+  for (int32_t* to : {&n.precision, &n.function}) *to = size.next<int32_t>();
+  for (int64_t* to : {&n.panels, &n.coefficients, &n.warps, &n.blocks}) *to = size.next<int64_t>();
+  n.parameter = chain[1].cast<float>();
+  if (n.hidden < 1 || n.hidden >= kChainLayers || int64_t(weights.size()) != n.hidden + 1)
+    throw std::length_error("too many layers");
+  for (int64_t l = 0; l <= n.hidden; ++l) n.weights[l] = weight.address<const void>();
+  n.breaks = tensor.address<const double>();
+  n.shifts = tensor.address<const float>();
+  n.row_shifts = tensor.address<const float>();
+  n.memory = tensor.address<void>();
+  n.queue = tensor.address<int64_t>();
+  return n;
 }
 
-MlpChainArgs read_chain(const py::tuple& sizes, double parameter, const py::tuple& weights,
-                        const py::tuple& addresses, const py::tuple& trace) {
-  MlpChainArgs a{};
-  Reader size(sizes), weight(weights), tensor(addresses);
-  a.rows = size.next<int64_t>();
-  a.dim = size.next<int64_t>();
-  a.width = size.next<int64_t>();
-  a.hidden = size.next<int64_t>();
-  a.precision = size.next<int32_t>();
-  a.function = size.next<int32_t>();
-  a.evaluations = size.next<int64_t>();
-  a.slots = size.next<int64_t>();
-  a.quadratures = size.next<int64_t>();
-  a.parameter = float(parameter);
-  if (a.hidden < 1 || a.hidden >= kChainLayers || int64_t(weights.size()) != a.hidden + 1)
-    throw std::length_error("too many layers");
-  for (int64_t l = 0; l <= a.hidden; ++l) a.weights[l] = weight.address<const void>();
-  a.time_shift = tensor.address<const float>();
-  a.row_shift = tensor.address<const float>();
-  a.state = tensor.address<const float>();
-  a.ids = tensor.address<const int64_t>();
-  a.input_scale = tensor.address<const double>();
-  a.of_state = tensor.address<const double>();
-  a.of_output = tensor.address<const double>();
-  a.stage = tensor.address<const double>();
-  a.update = tensor.address<const double>();
-  a.weight = tensor.address<const double>();
-  a.slot = tensor.address<const int64_t>();
-  a.node = tensor.address<const int64_t>();
-  a.commit = tensor.address<const bool>();
-  a.latent = tensor.address<float>();
-  a.q = tensor.address<double>();
-  a.first_bad = tensor.address<int64_t>();
+// Bytes of memory for each warp, with `count` slots, stages or slopes.
+int64_t mlp_chain_bytes(const std::string& method, int64_t inputs, int64_t count, const py::tuple& trace) {
+  MlpChain n{};
+  n.inputs = inputs;
+  if (method == "mlp_grid") {
+    MlpGridArgs a{};
+    a.slots = count;
+    return cuda::chain_bytes(n, a);
+  }
+  if (method == "mlp_adaptive") {
+    MlpAdaptiveArgs a{};
+    a.stages = count;
+    a.trace = read_trace(trace);
+    return cuda::chain_bytes(n, a);
+  }
+  MlpAdamsArgs a{};
+  a.order = count;
   a.trace = read_trace(trace);
-  return a;
+  return cuda::chain_bytes(n, a);
+}
+
+// Bytes of shared memory that a block needs at least.
+int64_t mlp_chain_shared_bytes(int64_t inputs, int64_t width, int64_t outputs, int32_t precision) {
+  MlpChain n{};
+  n.inputs = inputs;
+  n.width = width;
+  n.outputs = outputs;
+  n.precision = precision;
+  return cuda::chain_shared_bytes(n, cuda::kTogether);
+}
+
+int mlp_grid_cuda(const py::tuple& chain, const py::tuple& sizes, const py::tuple& addresses,
+                  const py::tuple& conditions, const py::tuple& trace, std::uintptr_t stream) {
+  const MlpChain n = read_chain(chain);
+  const MlpGridArgs a = read_grid(sizes, addresses, conditions, trace);
+  py::gil_scoped_release release;
+  return cuda::chain(n, a, reinterpret_cast<void*>(stream));
+}
+
+int mlp_adaptive_cuda(const py::tuple& chain, const py::tuple& sizes, const py::tuple& addresses,
+                      const py::tuple& conditions, const py::tuple& trace, const py::tuple& span,
+                      const py::tuple& b, const py::tuple& e, const py::tuple& tolerances,
+                      const py::tuple& controller, bool fsal, std::uintptr_t stream) {
+  const MlpChain n = read_chain(chain);
+  const MlpAdaptiveArgs a =
+      read_adaptive(sizes, addresses, conditions, trace, span, b, e, tolerances, controller, fsal);
+  py::gil_scoped_release release;
+  return cuda::chain(n, a, reinterpret_cast<void*>(stream));
+}
+
+int mlp_adams_cuda(const py::tuple& chain, const py::tuple& sizes, const py::tuple& addresses,
+                   const py::tuple& conditions, const py::tuple& trace, const py::tuple& span,
+                   const py::tuple& tolerances, std::uintptr_t stream) {
+  const MlpChain n = read_chain(chain);
+  const MlpAdamsArgs a = read_adams(sizes, addresses, conditions, trace, span, tolerances);
+  py::gil_scoped_release release;
+  return cuda::chain(n, a, reinterpret_cast<void*>(stream));
+}
+
+void define_mlp_chain(py::module_& m) {
+  m.def("mlp_chain_bytes", &mlp_chain_bytes);
+  m.def("mlp_chain_shared_bytes", &mlp_chain_shared_bytes);
+  m.def("mlp_grid_cuda", &mlp_grid_cuda);
+  m.def("mlp_adaptive_cuda", &mlp_adaptive_cuda);
+  m.def("mlp_adams_cuda", &mlp_adams_cuda);
 }
 
 }  // namespace

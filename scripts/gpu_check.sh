@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can say: builds the native module in place, then runs
 #     tests    tests/gpu, and the tests of the Triton kernels on the GPU
-#     bench    the Triton kernels against eager PyTorch, torch.compile and the copy bandwidth
-#     profile  a whole right-hand side: time, memory, kernels
+#     bench    the Triton kernels against eager PyTorch, torch.compile and the copy bandwidth; whole likelihoods of
+#              MLPs against torchdiffeq and a compiled, graphed RK4
+#     profile  a whole right-hand side: time, memory, kernels; compute-sanitizer and ncu on the kernels of MLPs,
+#              where they are installed
 # or all three; each takes less than 8 minutes.  A short table comes last, JSON goes to ${OUT:-build/gpu}.
 #     bash scripts/gpu_check.sh [tests|bench|profile]
 # Needs PyTorch and Triton for CUDA, nvcc, pybind11, ninja, pytest and pytest-benchmark; no network.
@@ -28,7 +30,8 @@ fi
 out="${OUT:-build/gpu}"
 mkdir -p "$out"
 out="$(cd "$out" && pwd)"
-rm -f "$out"/{tests.xml,bench.json,profile.json,kernels.txt,summary.json}
+rm -f "$out"/{tests.xml,bench.json,profile.json,kernels.txt,summary.json} \
+    "$out"/{memcheck,racecheck,synccheck,ncu}.log
 unset TRITON_INTERPRET FASTLIK_BACKEND
 limit=470
 status=0
@@ -44,6 +47,15 @@ part() {
     tail -n 15 "$out/$name.log" >&2
 }
 
+# a part that needs a tool which may not be there
+tool_part() {
+    if command -v "$2" >/dev/null; then
+        limit=60 part "$@"
+    else
+        echo "$1 was left out: $2 is not installed" | tee "$out/$1.log"
+    fi
+}
+
 part build "$python" setup.py -q build_ext --inplace
 for name in $parts; do
     case "$name" in
@@ -52,10 +64,17 @@ for name in $parts; do
             tests/ops/test_hutchinson.py tests/derivatives/jets/test_kernels.py --junitxml="$out/tests.xml"
         ;;
     bench)
-        part bench "$python" -m pytest -q benchmarks/bench_triton.py --benchmark-json="$out/bench.json"
+        part bench "$python" -m pytest -q benchmarks/bench_triton.py benchmarks/bench_mlp_gpu.py \
+            --benchmark-json="$out/bench.json"
         ;;
     profile)
-        part profile "$python" -m benchmarks.gpu_profile "$out"
+        limit=230 part profile "$python" -m benchmarks.gpu_profile "$out"
+        for tool in memcheck racecheck synccheck; do
+            tool_part "$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
+                "$python" -m pytest -q tests/gpu/test_mlp_chain.py -k "sanitized"
+        done
+        tool_part ncu ncu --set full --kernel-name regex:chain_kernel --launch-count 1 \
+            "$python" -m benchmarks.bench_mlp_gpu
         ;;
     esac
 done

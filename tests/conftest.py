@@ -11,6 +11,7 @@ if not torch.cuda.is_available():
 
 import fastlik  # noqa: E402
 from fastlik.testing import GaussianMixture  # noqa: E402
+from tests.emulated_cuda import emulated_module, emulator  # noqa: E402, F401
 
 # On tensors this small a second thread only waits, and where other programs use the cores it waits a
 # hundred times longer.  The variable is for the subprocesses of tests.

@@ -21,7 +21,11 @@ torch._dynamo.config.recompile_limit = 64
 def likelihood(workload: Workload, compiled: bool = False) -> Callable[[int], Tensor]:
     """As in the other peers; the setting is the number of steps, each of four evaluations."""
     (velocity, span), x = workload.flow.clocked("log_sigma"), workload.x
-    basis = torch.eye(workload.dimensions, dtype=x.dtype).reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
+    basis = (
+        torch.eye(workload.dimensions, dtype=x.dtype, device=x.device)
+        .reshape(-1, 1, *x.shape[1:])
+        .expand(-1, *x.shape)
+    )
     vectors = basis if workload.probe is None else workload.probe[None]
 
     def slope(u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +45,7 @@ def likelihood(workload: Workload, compiled: bool = False) -> Callable[[int], Te
 
     @torch.no_grad()
     def run(steps: int) -> Tensor:
-        grid = torch.linspace(*span, steps + 1, dtype=x.dtype)
+        grid = torch.linspace(*span, steps + 1, dtype=x.dtype, device=x.device)
         z, change = x, x.new_zeros(len(x))
         for u, h in zip(grid, grid.diff(), strict=False):
             z, change = step(u, h, z, change)

@@ -14,7 +14,7 @@ from ..workloads import Workload
 
 def likelihood(workload: Workload, clock: str = "t") -> Callable[[float], Tensor]:
     (velocity, span), x = workload.flow.clocked(clock), workload.x
-    ends = torch.tensor(span, dtype=x.dtype)
+    ends = torch.tensor(span, dtype=x.dtype, device=x.device)
 
     def slope(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return with_divergence(lambda z: velocity(t, z), state[0], workload.probe)

@@ -73,8 +73,7 @@ class AdaptiveTile {
     if (count_ > before) start(before);
   }
 
-  // Evaluates the first stage of the rows from `first` on and chooses their first step (Hairer,
-  // Norsett, Wanner, Solving Ordinary Differential Equations I, II.4).
+  // Evaluates the first stage of the rows from `first` on and chooses their first step.
   void start(int64_t first) {
     const double span = std::fabs(a_.t1 - a_.t0), direction = a_.t1 >= a_.t0 ? 1 : -1;
     int64_t count = 0;
@@ -88,8 +87,7 @@ class AdaptiveTile {
       return;
     }
     for (int64_t i = first; i < count_; ++i) {
-      double size = 0.01 * norm(i, y_ + i * dim_, nullptr) / norm(i, k(0, i), nullptr);
-      if (!(std::isfinite(size) && size > 1e-6)) size = 1e-6;
+      const double size = trial_step(norm(i, y_ + i * dim_, nullptr), norm(i, k(0, i), nullptr));
       h_[i] = direction * std::fmin(size, span);
       stage_t_[i] = t_[i] + h_[i];
       for (int64_t j = 0; j < dim_; ++j)
@@ -97,12 +95,9 @@ class AdaptiveTile {
     }
     evaluate(1, count, state_);
     for (int64_t i = first; i < count_; ++i) {
-      const double size = std::fabs(h_[i]), speed = norm(i, k(0, i), nullptr);
-      const double curvature = norm(i, k(1, i), k(0, i)) / size;
-      // NaN where either is
-      const double steepest = (speed > curvature ? speed : curvature) + 0 * (speed + curvature);
-      const double best = std::pow(0.01 / steepest, 1 / a_.step.controller.order);
-      h_[i] = direction * std::fmin(std::isfinite(best) ? std::fmin(100 * size, best) : size, span);
+      const double change = norm(i, k(1, i), k(0, i)), order = a_.step.controller.order;
+      const double size = first_step(std::fabs(h_[i]), norm(i, k(0, i), nullptr), change, order);
+      h_[i] = direction * std::fmin(size, span);
     }
   }
 

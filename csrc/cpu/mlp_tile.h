@@ -68,18 +68,13 @@ class TileField {
       field_.value_and_divergence(count, states, coefficients_, ids_, nodes, slope, divergence);
   }
 
-  // grad_z log p (rows, dim) by the model's own score: -z - slope / (rate tan(angle)).
+  // grad_z log p (rows, dim) by the model's own score.
   void sensitivity(int64_t rows, const double* u, const T* states, const T* slopes, T* out) const {
     const int64_t dim = evaluator_.net().dim;
     for (int64_t i = 0; i < rows; ++i) {
       const T gain = T(cotangent(clock_values(clock_, u[i])));
       for (int64_t j = i * dim; j < (i + 1) * dim; ++j) out[j] = -states[j] - gain * slopes[j];
     }
-  }
-
-  // 1 / (rate tan(angle)); there is no limit at an angle of 0, where the state no longer moves either.
-  static double cotangent(const MlpClockValues& values) {
-    return values.cosine / std::fmax(values.sine, 1e-12);
   }
 
  private:

@@ -2,6 +2,8 @@
 // a barrier, a shuffle or a matrix product.  Slow and exact; for tests.
 #pragma once
 
+#include <csetjmp>
+
 #include <ucontext.h>
 
 #include <cstdint>
@@ -18,6 +20,9 @@
 struct float2 {
   float x, y;
 };
+struct float4 {
+  float x, y, z, w;
+};
 struct uint2 {
   uint32_t x, y;
 };
@@ -27,18 +32,22 @@ struct alignas(16) uint4 {
 
 namespace fastlik::cuda {
 
-// Threads that wait for each other, a warp or the block, and what the lanes of a warp bring along.
+// Threads that wait for each other, a quad, a warp or the block, and what the lanes bring along.
 struct Meeting {
   int size = 0, arrived = 0;
   int64_t generation = 0;
   float values[32][4];
   uint32_t words[32][6];
+  double numbers[4];
+  int64_t of_leader;
 };
 
+// Switches by setjmp: swapcontext calls the system each time.
 struct Fibre {
   ucontext_t context;
+  std::jmp_buf place;
   std::unique_ptr<char[]> stack;
-  bool done = false;
+  bool begun = false, done = false;
 };
 
 class Emulator {
@@ -71,12 +80,15 @@ class Emulator {
 
   Meeting& all() { return block_meeting_; }
   Meeting& warp() { return warps_[current_ / 32]; }
+  Meeting& quad() { return quads_[current_ / 4]; }
+  bool& any() { return any_; }
 
  private:
   Emulator(int64_t block, int threads, const std::function<void()>& body)
-      : block_(block), body_(body), fibres_(threads), warps_(threads / 32) {
+      : block_(block), body_(body), fibres_(threads), warps_(threads / 32), quads_(threads / 4) {
     block_meeting_.size = threads;
     for (Meeting& warp : warps_) warp.size = 32;
+    for (Meeting& quad : quads_) quad.size = 4;
   }
 
   void run() {
@@ -86,7 +98,7 @@ class Emulator {
       getcontext(&fibre.context);
       fibre.context.uc_stack.ss_sp = fibre.stack.get();
       fibre.context.uc_stack.ss_size = kStack;
-      fibre.context.uc_link = &scheduler_;
+      fibre.context.uc_link = nullptr;
       makecontext(&fibre.context, &Emulator::enter, 0);
     }
     for (bool alive = true; alive;) {
@@ -94,7 +106,7 @@ class Emulator {
       for (current_ = 0; current_ < threads(); ++current_) {
         if (fibres_[current_].done) continue;
         alive = true;
-        swapcontext(&scheduler_, &fibres_[current_].context);
+        resume(fibres_[current_]);
         progress_ |= fibres_[current_].done;
       }
       if (alive && !progress_) {
@@ -109,18 +121,28 @@ class Emulator {
     Emulator& e = *running;
     e.body_();
     e.fibres_[e.current_].done = true;
+    _longjmp(e.scheduler_, 1);
   }
 
-  void yield() { swapcontext(&fibres_[current_].context, &scheduler_); }
+  void resume(Fibre& fibre) {
+    if (_setjmp(scheduler_)) return;
+    if (fibre.begun) _longjmp(fibre.place, 1);
+    fibre.begun = true;
+    setcontext(&fibre.context);
+  }
+
+  void yield() {
+    if (!_setjmp(fibres_[current_].place)) _longjmp(scheduler_, 1);
+  }
 
   int64_t block_;
   const std::function<void()>& body_;
   std::vector<Fibre> fibres_;
-  std::vector<Meeting> warps_;
+  std::vector<Meeting> warps_, quads_;
   Meeting block_meeting_;
-  ucontext_t scheduler_;
+  std::jmp_buf scheduler_;
   int current_ = 0;
-  bool progress_ = false;
+  bool progress_ = false, any_ = false;
 };
 
 FASTLIK_DEVICE int thread() { return Emulator::running->thread(); }
@@ -129,21 +151,43 @@ FASTLIK_DEVICE int64_t block() { return Emulator::running->block(); }
 FASTLIK_DEVICE void block_barrier() {
   Emulator::running->meet(Emulator::running->all(), [] {});
 }
-FASTLIK_DEVICE void warp_barrier() {
-  Emulator::running->meet(Emulator::running->warp(), [] {});
+FASTLIK_DEVICE bool block_any(bool value) {
+  Emulator& e = *Emulator::running;
+  bool& any = e.any();
+  any |= value;
+  block_barrier();
+  const bool result = any;
+  e.meet(e.all(), [&] { any = false; });
+  return result;
 }
 
-FASTLIK_DEVICE float from_lane_xor(float value, int mask) {
+FASTLIK_DEVICE double quad_sum(double x) {
   Emulator& e = *Emulator::running;
-  Meeting& warp = e.warp();
-  const int lane = e.thread() % 32;
-  warp.values[lane][0] = value;
-  e.meet(warp, [&] {
-    for (int i = 0; i < 32; ++i) warp.values[i][1] = warp.values[i ^ mask][0];
-  });
-  const float received = warp.values[lane][1];
-  warp_barrier();  // before anyone brings something new
-  return received;
+  Meeting& quad = e.quad();
+  const int lane = e.thread() % 4;
+  quad.numbers[lane] = x;
+  e.meet(quad, [] {});
+  const double* all = quad.numbers;
+  const double sum = (all[lane] + all[lane ^ 1]) + (all[lane ^ 2] + all[lane ^ 3]);
+  e.meet(quad, [] {});  // before anyone brings something new
+  return sum;
+}
+
+FASTLIK_DEVICE int64_t from_quad_leader(int64_t x) {
+  Emulator& e = *Emulator::running;
+  Meeting& quad = e.quad();
+  if (e.thread() % 4 == 0) quad.of_leader = x;
+  e.meet(quad, [] {});
+  const int64_t result = quad.of_leader;
+  e.meet(quad, [] {});
+  return result;
+}
+
+FASTLIK_DEVICE int64_t fetch_next(int64_t* counter) { return (*counter)++; }
+
+template <class T>
+FASTLIK_DEVICE T read_only(const T* from) {
+  return *from;
 }
 
 FASTLIK_DEVICE uint32_t to_halves(float low, float high) {
@@ -158,16 +202,13 @@ FASTLIK_DEVICE float2 from_halves(uint32_t bits) {
   return {float(pair[0]), float(pair[1])};
 }
 
-FASTLIK_DEVICE void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+FASTLIK_DEVICE void mma(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1) {
   Emulator& e = *Emulator::running;
   Meeting& warp = e.warp();
   const int lane = e.thread() % 32;
-  for (int i = 0; i < 4; ++i) {
-    warp.values[lane][i] = c[i];
-    warp.words[lane][i] = a[i];
-  }
-  warp.words[lane][4] = b0;
-  warp.words[lane][5] = b1;
+  const uint32_t words[] = {a.x, a.y, a.z, a.w, b0, b1};
+  for (int i = 0; i < 4; ++i) warp.values[lane][i] = c[i];
+  for (int i = 0; i < 6; ++i) warp.words[lane][i] = words[i];
   e.meet(warp, [&] {
     float x[16][16], y[16][8];
     for (int l = 0; l < 32; ++l) {
@@ -190,7 +231,7 @@ FASTLIK_DEVICE void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint
       }
   });
   for (int i = 0; i < 4; ++i) c[i] = warp.values[lane][i];
-  warp_barrier();
+  e.meet(warp, [] {});  // before anyone brings something new
 }
 
 }  // namespace fastlik::cuda

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..model import ScoreModel, coefficients
 from ..ops.dispatch import NATIVE_DTYPES, native_obstacle
+from ..ops.mlp.chain import PackedChain, chain_of
 from ..ops.mlp.clock import ClockTable, tabulate
 from ..ops.mlp.grid import GridTable, Ode
 from ..ops.mlp.native import Divergence, Packed
@@ -27,6 +28,8 @@ from .flow import Trace
 
 # the network's own result and the kernels' may differ by rounding, in units of the precision
 _ROUNDING = 1e3
+# and where products are those of fp16 numbers
+_HALF_ROUNDING = 3e-2
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Fused:
     @property
     def has_closed_form(self) -> bool:
         """Whether the exact divergence takes no tangents."""
-        return self.packed.program.trace is not None
+        return self.packed.program.trace is not None and not isinstance(self.packed, PackedChain)
 
     def ode(self, u: Tensor) -> Ode:
         """dz/du at clock values u (N,) float64, as an affine function of z and the network's output."""
@@ -49,6 +52,7 @@ class Fused:
 
     def integrate_grid(self, z: Tensor, table: GridTable, trace: Trace | None, rows: Tensor) -> Integration:
         """As ``fastlik.solvers.grid.integrate_grid``; q is (B, K, Q), one entry for each quadrature."""
+        table = table.to(z.device)
         end, q, first_bad = self.packed.integrate_grid(
             z, self.condition, table, self._divergence(trace), rows
         )
@@ -138,7 +142,7 @@ class Fused:
     @staticmethod
     def _still(z: Tensor, u: float, q: Tensor | None = None) -> Integration:
         """Rows that are where they should go."""
-        still = Integration.start(z, q, torch.full((len(z),), u, dtype=torch.float64))
+        still = Integration.start(z, q, torch.full((len(z),), u, dtype=torch.float64, device=z.device))
         still.status.fill_(int(Status.DONE))
         return still
 
@@ -148,6 +152,11 @@ class Fused:
         if trace.exact:
             return Divergence("closed form" if self.has_closed_form else "exact")
         return Divergence("probes", trace.probes, trace.kind, trace.seed, trace.first_draw, trace.fresh)
+
+    def tabulate(self, u0: float, u1: float) -> None:
+        """The shifts that CUDA kernels read, beforehand; ValueError where they are not smooth."""
+        if isinstance(self.packed, PackedChain) and u0 != u1:
+            self.packed.table(self._clock_table(u0, u1))
 
     def _clock_table(self, u0: float, u1: float) -> ClockTable:
         key = (*_conventions(self.model), self.clock, u0, u1)
@@ -198,7 +207,7 @@ class _Known:
     def is_current(self, model: nn.Module) -> bool:
         present = _weights(model)
         return len(present) == len(self.weights) and all(
-            now is then and torch.equal(now, value)
+            now is then and now.device == value.device and torch.equal(now, value)
             for now, (then, value) in zip(present, self.weights, strict=True)
         )
 
@@ -211,7 +220,12 @@ def _weights(model: nn.Module) -> list[Tensor]:
 
 
 def fuse(
-    model: ScoreModel, clock: Clock, z: Tensor, u: tuple[float, float], condition: dict[str, Any]
+    model: ScoreModel,
+    clock: Clock,
+    z: Tensor,
+    u: tuple[float, float],
+    condition: dict[str, Any],
+    precision: str = "auto",
 ) -> Fused | str:
     """The fused ODE for ``z`` (B, *event) between the clock values u, or why there is none, in one line.
 
@@ -219,16 +233,16 @@ def fuse(
     one row with the network itself, so that a network which has changed in any other way is not mistaken
     for the one that was recognised.
     """
-    obstacle = _obstacle(model, z, condition)
+    obstacle = _obstacle(model, z, condition, precision)
     if obstacle:
         return obstacle
     widths = {name: value.shape[1] for name, value in condition.items()}
-    key = (z.dtype, z.shape[1], tuple(widths.items()))
+    key = (z.dtype, z.device, precision, z.shape[1], tuple(widths.items()))
     known = _CACHE.get(model)
     if known is not None and not known.is_current(model):
         known = None
     if known is None or key not in known.packed:
-        found = _pack(model, z, widths, _times(model, clock, u))
+        found = _pack(model, z, widths, _times(model, clock, u), precision)
         if isinstance(found, str):
             return found  # not kept: that would keep a copy of the weights
         if known is None:
@@ -239,21 +253,30 @@ def fuse(
         known.ends[conventions] = _ode(model, clock, torch.tensor(u, dtype=torch.float64))
     ends = known.ends[conventions]
     if not _agrees(model, known.packed[key], z, ends, condition):
-        found = _pack(model, z, widths, _times(model, clock, u))
+        found = _pack(model, z, widths, _times(model, clock, u), precision)
         if isinstance(found, str):
             del known.packed[key]
             return found
         known.packed[key] = found
-    return Fused(model, clock, known.packed[key], condition)
+    fused = Fused(model, clock, known.packed[key], condition)
+    try:
+        fused.tabulate(*u)
+    except ValueError as error:
+        return str(error)
+    return fused
 
 
-def _obstacle(model: ScoreModel, z: Tensor, condition: dict[str, Any]) -> str:
+def _obstacle(model: ScoreModel, z: Tensor, condition: dict[str, Any], precision: str) -> str:
     if z.dim() != 2:
         return f"the kernels take rows of vectors, not samples of shape {tuple(z.shape[1:])}"
     if z.dtype not in NATIVE_DTYPES:
         return f"the kernels take float32 and float64, not {z.dtype}"
-    if not z.is_cpu:
-        return f"there is no kernel for {z.device.type} yet"
+    if _by_cuda(z) and z.dtype != torch.float32:
+        return f"the CUDA kernels take float32, not {z.dtype}"
+    if precision == "fp16" and not _by_cuda(z):
+        return f"the kernels for {z.device.type} have full precision alone"
+    if not (z.is_cpu or z.is_cuda):
+        return f"there is no kernel for {z.device.type}"
     if not isinstance(model.net, nn.Module):
         return "the network is a function, whose weights cannot be watched"
     for name, value in condition.items():
@@ -264,6 +287,10 @@ def _obstacle(model: ScoreModel, z: Tensor, condition: dict[str, Any]) -> str:
     return native_obstacle("mlp", z)
 
 
+def _by_cuda(z: Tensor) -> bool:
+    return z.is_cuda
+
+
 def _times(model: ScoreModel, clock: Clock, u: tuple[float, float]) -> Tensor:
     return _ode(model, clock, torch.linspace(*u, 7, dtype=torch.float64)).time
 
@@ -272,26 +299,32 @@ def _network(model: ScoreModel) -> Callable[..., Tensor]:
     return lambda x, time, **condition: model._evaluate(x, time, condition)
 
 
-def _pack(model: ScoreModel, z: Tensor, widths: dict[str, int], times: Tensor) -> Packed | str:
+def _pack(
+    model: ScoreModel, z: Tensor, widths: dict[str, int], times: Tensor, precision: str
+) -> Packed | str:
     try:
         program = recognise(_network(model), z.shape[1], widths, times, z.dtype, z.device)
+        if not _by_cuda(z):
+            return Packed.of(program, z.dtype)
+        return PackedChain(chain_of(program), z.device, "fp16" if precision == "fp16" else "fp16x2")
     except Unrecognised as error:
         return str(error)
     except Exception as error:  # of a network that does not take these inputs: the general path shows it
         return f"the network raised {type(error).__name__} where it was tried"
-    return Packed.of(program, z.dtype)
 
 
 def _agrees(model: ScoreModel, packed: Packed, z: Tensor, ends: Ode, condition: dict[str, Tensor]) -> bool:
     """Whether network and kernels give the same for the first row, at both ends of the time."""
     if len(z) == 0:
         return True
-    x = z[:1] * ends.input_scale[:, None].to(z.dtype)
+    x = z[:1] * ends.input_scale[:, None].to(z)
     given = {name: value[:1].expand(len(x), -1) for name, value in condition.items()}
     with torch.no_grad():
-        expected = model._evaluate(x, ends.time.to(z.dtype), given)
+        expected = model._evaluate(x, ends.time.to(z), given)
     if not bool(expected.isfinite().all()):
         return True  # a row that has no likelihood either way
     actual, _, _ = packed.evaluate(x, ends.time, given)
     scale = expected.abs().max().clamp(min=1e-6)
-    return bool((actual - expected).abs().max() <= _ROUNDING * torch.finfo(z.dtype).eps * scale)
+    half = isinstance(packed, PackedChain) and packed.precision == "fp16"
+    allowed = _HALF_ROUNDING if half else _ROUNDING * torch.finfo(z.dtype).eps
+    return bool((actual - expected).abs().max() <= allowed * scale)

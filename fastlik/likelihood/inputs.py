@@ -13,7 +13,7 @@ from ..derivatives.probes import PROBES, Stream, uniform
 from ..model import ScoreModel, check_model, coefficients
 from ..ops.dispatch import BACKENDS
 from .dequantise import Quantisation, integer_error
-from .problem import METHODS
+from .problem import METHODS, PRECISIONS
 
 PROBE_MODES = ("fresh", "frozen")
 DEQUANTISERS = (None, "uniform")
@@ -47,10 +47,14 @@ def check_options(
     dequantize: str | None,
     prior: object,
     backend: str,
+    precision: str,
 ) -> None:
     check_model(model)
     checks.check_choice("backend", backend, BACKENDS)
     checks.check_choice("method", method, ("auto", *METHODS))
+    checks.check_choice("precision", precision, PRECISIONS)
+    if precision == "fp16" and method not in ("auto", "adams"):
+        raise ValueError(f'precision="fp16" goes with method="adams", not with {method!r}')
     checks.check_choice("divergence", divergence, divergences.METHODS)
     checks.check_choice("probe", probe, PROBES)
     checks.check_choice("probe_mode", probe_mode, PROBE_MODES)

@@ -62,6 +62,7 @@ def ode_nll(
     importance: int = 1,
     chunk: str | int = "auto",
     max_steps: int = 5000,
+    precision: str = "auto",
     backend: str = "auto",
     progress: bool = False,
 ) -> NLL:
@@ -102,8 +103,11 @@ def ode_nll(
         chunk: rows integrated together, or "auto".  Memory only: it changes no number.
         max_steps: attempted adaptive steps after which a row is given up and flagged; a fixed grid ends
             at 4096 steps.
-        backend: "auto" and "native" integrate an MLP on the CPU in one native call (unless nodes are needed
-            for ``target_stderr`` or gradients, or a ``mode`` is named) and take native Runge-Kutta steps;
+        precision: "auto" is that of x.  "fp16" takes the network's products of fp16 numbers, where an MLP is
+            integrated on a GPU (see backend): faster, to about 2e-3 nats per dimension.
+        backend: "auto" and "native" integrate an MLP in one native call (unless nodes are needed for
+            ``target_stderr`` or gradients, or a ``mode`` is named), on a GPU a float32 one without skip
+            connections or normalisation, and take native Runge-Kutta steps;
             "torch" takes PyTorch's operations, and derivatives by plain autograd instead of jets.
         progress: show a progress bar over rows.
 
@@ -117,9 +121,10 @@ def ode_nll(
 
     Raises:
         TypeError, ValueError: input that has no likelihood as given; the message says what to change.
+        RuntimeError: precision="fp16" where no kernel takes the model, with the reason.
         EvaluationInterrupted: on Ctrl-C, with the rows finished so far in its ``partial``.
     """
-    check_options(model, method, divergence, probe, probe_mode, mode, dequantize, prior, backend)
+    check_options(model, method, divergence, probe, probe_mode, mode, dequantize, prior, backend, precision)
     check_target(target_stderr, method)
     for name, value in (("probes", probes), ("importance", importance), ("max_steps", max_steps)):
         checks.check_count(name, value)
@@ -145,6 +150,7 @@ def ode_nll(
         max_steps=max_steps,
         backend=backend,
         target_stderr=row_target(target_stderr, len(x)),
+        precision=precision,
     )
     if divergence == "auto":
         dtype = x.dtype if x.is_floating_point() else parameter_dtype(model)
@@ -154,8 +160,9 @@ def ode_nll(
     protocol = _protocol(problem, size, quantisation, dequantize, importance)
 
     def finish(result: NLL) -> NLL:
-        precision = str(result.latent.dtype).removeprefix("torch.")
-        result.protocol = protocol | {"precision": precision}
+        of_state = str(result.latent.dtype).removeprefix("torch.")
+        of_products = "" if precision == "auto" else ", products in float16"
+        result.protocol = protocol | {"precision": of_state + of_products}
         warn_of_failures(result.status, result.stopped_at, "have no likelihood (nats = NaN)")
         return result
 

@@ -111,9 +111,7 @@ def _cloned(condition: dict) -> dict:
     return {name: value.clone() if isinstance(value, Tensor) else value for name, value in condition.items()}
 
 
-def _solve(
-    flow: _ScoreFlow, x: Tensor, start: Tensor, t_prior: float, prior: Prior, solver: dict
-) -> Tensor:
+def _solve(flow: _ScoreFlow, x: Tensor, start: Tensor, t_prior: float, prior: Prior, solver: dict) -> Tensor:
     """To the prior with the state alone, and back with the score."""
     schedule, size = flow.model.schedule, x[0].numel()
     span = torch.stack((start, torch.full_like(start, t_prior)), 1)

@@ -17,6 +17,7 @@ from .gradient import Path
 from .prior import Prior
 
 METHODS = ("adams", *TABLEAUS)
+PRECISIONS = ("auto", "fp16")
 # Runge-Kutta methods and the reverse SDE; beyond high the clock is linear in the angle
 CLOCK = Clock(low=0.3, high=3.0)
 # a long last step of one evaluation would weigh a noise prediction's error there by 1 / alpha
@@ -38,6 +39,7 @@ class Problem:
     max_steps: int
     backend: str
     target_stderr: float | None = None
+    precision: str = "auto"
 
     @property
     def clock(self) -> Clock:

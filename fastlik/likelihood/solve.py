@@ -50,7 +50,10 @@ def integrate_flow(
         return Solution(Integration.start(z, None, nothing), nothing, nothing, nothing)
     if problem.method == "adams":
         needs_nodes = differentiable or problem.target_stderr is not None
-        kernel = None if needs_nodes else _kernel(problem, z, u, flow.condition)
+        if needs_nodes:
+            kernel = _kernel_or_none(problem, "target_stderr and gradients need the solver's nodes")
+        else:
+            kernel = _kernel(problem, z, u, flow.condition)
         return solve_adams(problem, flow, z, u, kernel, differentiable)
     tableau = TABLEAUS[problem.method]
     if tableau.adaptive:
@@ -71,12 +74,21 @@ def with_closed_form(problem: Problem, x: Tensor, condition: dict) -> Problem:
 def _kernel(problem: Problem, z: Tensor, u: Tensor, condition: dict) -> Fused | None:
     """The native kernel of the whole ODE, or None; the log of level debug says why."""
     if problem.backend == "torch" or (problem.trace is not None and problem.trace.mode != "auto"):
-        return None
-    found = fuse(problem.model, problem.clock, z, tuple(u.tolist()), condition)
-    if isinstance(found, str):
-        _LOG.debug("no kernel integrates this model's ODE: %s", found)
-        return None
-    return found
+        found = "PyTorch's operations, or a mode of derivatives, were asked for"
+    else:
+        found = fuse(problem.model, problem.clock, z, tuple(u.tolist()), condition, problem.precision)
+    return _kernel_or_none(problem, found)
+
+
+def _kernel_or_none(problem: Problem, found: Fused | str) -> Fused | None:
+    if not isinstance(found, str):
+        return found
+    if problem.precision == "fp16":
+        raise RuntimeError(
+            f'precision="fp16" is that of a CUDA kernel for MLPs, and there is none here: {found}'
+        )
+    _LOG.debug("no kernel integrates this model's ODE: %s", found)
+    return None
 
 
 def as_nll(problem: Problem, solution: Solution, latent: Tensor, scale: Tensor) -> NLL:

@@ -64,9 +64,7 @@ def _implements(op: str, backend: str) -> bool:
 
 def _transformed(tensor: Tensor) -> bool:
     """True where a raw address would lose a tangent or a dimension of a transform."""
-    return (
-        torch._C._functorch.is_functorch_wrapped_tensor(tensor) or unpack_dual(tensor).tangent is not None
-    )
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor) or unpack_dual(tensor).tangent is not None
 
 
 def _differentiated(tensor: Tensor) -> bool:

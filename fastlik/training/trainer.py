@@ -102,9 +102,7 @@ class Trainer:
         options = self.options
         seed_generator(self.device, stream_seed(options.seed, "step", step))
         x0, condition = self.dataset.batch(options.seed, step, options.batch_size, self.device, self.dtype)
-        draws = draw(
-            self.model, x0, options.weighting, options.time_sampling, self.forms, options.probes
-        )
+        draws = draw(self.model, x0, options.weighting, options.time_sampling, self.forms, options.probes)
         if not self.group.main:  # the same draws everywhere, but not the same dropout
             seed_generator(self.device, stream_seed(options.seed, f"rank {self.group.rank}", step))
         self.optimiser.zero_grad()

@@ -36,7 +36,7 @@ def test_second_order_starts_from_a_first_order_run(cli, ring_run, tmp_path):
     [line] = (out / "metrics.jsonl").read_text().splitlines()
     record = json.loads(line)
     assert record["loss_2"] == run.history[0]["loss_2"]
-    assert 'order = 2' in (out / "train.toml").read_text()
+    assert "order = 2" in (out / "train.toml").read_text()
     missing = cli("train", "ring", "--order", "2", "--init", tmp_path / "none", "--out", tmp_path / "x")
     assert missing.exit_code != 0 and "no model at" in missing.stderr
 

@@ -76,9 +76,7 @@ def test_hutchinson_averages_to_the_exact_score():
     model, t = DATA.model(fastlik.VP(), misfit=0.2), 0.3
     x = points(model.schedule, t, n=1)
     exact = fastlik.ode_score(model, x, t)
-    draws = fastlik.ode_score(
-        model, x.expand(200, 2), t, divergence="hutchinson", rows=torch.arange(200)
-    )
+    draws = fastlik.ode_score(model, x.expand(200, 2), t, divergence="hutchinson", rows=torch.arange(200))
     gap = draws.mean(0) - exact[0]
     assert (gap.abs() < 4 * draws.std(0) / math.sqrt(200) + 1e-3).all()
     assert draws.std(0).max() > 0.01

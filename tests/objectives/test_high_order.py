@@ -127,9 +127,7 @@ def test_third_order_is_its_definition(second, form, backend, batch):
     x0, noise, probes, u = batch
     model, t = smooth_model(VP()), torch.linspace(0.05, 0.9, 5, dtype=torch.float64)
     forms = choose_forms(3, second, form, 3, 2)
-    mine = high_order_errors(
-        model, x0, t, noise, forms=forms, probes=probes, mixing=u, backend=backend
-    )
+    mine = high_order_errors(model, x0, t, noise, forms=forms, probes=probes, mixing=u, backend=backend)
     second, third = definition(model, x0, t, noise, forms, probes, u)
     assert_same_with_gradients(model, mine.second, second)
     assert_same_with_gradients(model, mine.third, third)
@@ -174,9 +172,7 @@ def posterior_nodes(data, x, alpha, sigma, order=8):
         likelihood = (alpha / sigma) ** 2 * torch.eye(data.size, dtype=torch.float64)
         precision = torch.linalg.inv(data.covariances[k]) + likelihood
         covariance = torch.linalg.inv(precision)
-        mean = covariance @ (
-            torch.linalg.solve(data.covariances[k], data.means[k]) + alpha / sigma**2 * x
-        )
+        mean = covariance @ (torch.linalg.solve(data.covariances[k], data.means[k]) + alpha / sigma**2 * x)
         all_nodes.append(mean + grid @ torch.linalg.cholesky(covariance).T)
         all_weights.append(responsibility[0, k] * mass)
     return torch.cat(all_weights), torch.cat(all_nodes)
@@ -234,9 +230,7 @@ def test_fixed_points_with_injected_errors(schedule):
     shape = symmetric(2, 1)
     shift = (right_third - shape.diagonal(dim1=1, dim2=2).sum(-1)) / 4  # (d + 2) for the symmetric part
     eye = torch.eye(2, dtype=torch.float64)
-    s3 = shape + sum(
-        torch.einsum(pattern, eye, shift) for pattern in ("ij,k->ijk", "ik,j->ijk", "jk,i->ijk")
-    )
+    s3 = shape + sum(torch.einsum(pattern, eye, shift) for pattern in ("ij,k->ijk", "ik,j->ijk", "jk,i->ijk"))
     torch.testing.assert_close(s3.diagonal(dim1=1, dim2=2).sum(-1), right_third)
 
     for third_form in EXACT:

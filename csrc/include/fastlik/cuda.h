@@ -11,6 +11,12 @@ int combine(const CombineArgs&, void* stream);
 template <class T>
 int advance(const AdvanceArgs&, void* stream);
 
-int mlp_chain(const MlpChainArgs&, void* stream);
+// Likelihood ODEs of plain MLPs, and the bytes of memory that they need for each warp.
+int chain(const MlpChain&, const MlpGridArgs&, void* stream);
+int chain(const MlpChain&, const MlpAdaptiveArgs&, void* stream);
+int chain(const MlpChain&, const MlpAdamsArgs&, void* stream);
+int64_t chain_bytes(const MlpChain&, const MlpGridArgs&);
+int64_t chain_bytes(const MlpChain&, const MlpAdaptiveArgs&);
+int64_t chain_bytes(const MlpChain&, const MlpAdamsArgs&);
 
 }  // namespace fastlik::cuda

@@ -2,6 +2,7 @@
 // Specification, in plain PyTorch: fastlik/ops/mlp/reference.py.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "fastlik/philox.h"
@@ -75,7 +76,7 @@ struct MlpTrace {
   int64_t probes, first_draw;
   uint64_t seed;
   bool fresh;
-  int64_t columns() const { return mode == kNoTrace ? 0 : mode == kProbes ? probes : 1; }
+  FASTLIK_METHOD int64_t columns() const { return mode == kNoTrace ? 0 : mode == kProbes ? probes : 1; }
 };
 
 struct MlpRows {
@@ -127,17 +128,28 @@ struct MlpClock {
   const double* values;  // (panels, kMlpClockFunctions, coefficients)
 };
 
-FASTLIK_MATH MlpClockValues clock_values(const MlpClock& clock, double u) {
-  int64_t low = 0, high = clock.panels - 1;
+// The panel that holds u (those at the ends serve beyond them), and where in it: -1 .. 1.
+struct PanelPoint {
+  int64_t panel;
+  double x;
+};
+
+FASTLIK_MATH PanelPoint locate(const double* breaks, int64_t panels, double u) {
+  int64_t low = 0, high = panels - 1;
   while (low < high) {
     const int64_t middle = (low + high + 1) / 2;
-    if (u < clock.breaks[middle]) high = middle - 1;
+    if (u < breaks[middle]) high = middle - 1;
     else low = middle;
   }
-  const double left = clock.breaks[low], right = clock.breaks[low + 1];
-  const double x = (2 * u - left - right) / (right - left);
+  const double left = breaks[low], right = breaks[low + 1];
+  return {low, (2 * u - left - right) / (right - left)};
+}
+
+FASTLIK_MATH MlpClockValues clock_values(const MlpClock& clock, double u) {
+  const PanelPoint at = locate(clock.breaks, clock.panels, u);
+  const double x = at.x;
   double value[kMlpClockFunctions];
-  const double* c = clock.values + low * kMlpClockFunctions * clock.coefficients;
+  const double* c = clock.values + at.panel * kMlpClockFunctions * clock.coefficients;
   for (int f = 0; f < kMlpClockFunctions; ++f, c += clock.coefficients) {  // Clenshaw
     double b1 = 0, b2 = 0;
     for (int64_t i = clock.coefficients - 1; i > 0; --i) {
@@ -148,6 +160,12 @@ FASTLIK_MATH MlpClockValues clock_values(const MlpClock& clock, double u) {
     value[f] = x * b1 - b2 + c[0];
   }
   return {value[0], value[1], value[2], value[3], value[4], value[5]};
+}
+
+// grad_z log p = -z - cotangent slope by the model's own score, where slope = dz/du: 1 / (rate tan(angle)).
+// There is no limit at an angle of 0, where the state no longer moves either.
+FASTLIK_MATH double cotangent(const MlpClockValues& values) {
+  return values.cosine / std::fmax(values.sine, 1e-12);
 }
 
 // The same ODE with steps of its own for each row, from t0 to t1 != t0 on the clock; the fields are those

@@ -1,5 +1,5 @@
-// A plain MLP, x -> W_out f(... f(W_1 x + shift_1) ...) + shift_out, on a fixed grid: what the CUDA kernels
-// take.  Specification: fastlik/ops/mlp/reference.py, as for the CPU.
+// A plain MLP, x -> W_out f(... f(W_1 x + shift_1) ...) + shift_out: what the CUDA kernels take.
+// Specification: fastlik/ops/mlp/reference.py, as for the CPU.
 #pragma once
 
 #include <cmath>
@@ -10,34 +10,57 @@
 namespace fastlik {
 
 constexpr int kChainLayers = 9;  // 8 hidden ones and the output
-constexpr int kChainDim = 16;    // coordinates that x is padded to
+constexpr int kChunk = 4;        // tiles of 8 outputs that a warp forms at a time
 
 // fp16 products summed in fp32; the same with both factors split into a high and a low half, which gives
 // fp32's accuracy; plain fp32.
 enum ChainPrecision : int32_t { kHalf = 0, kSplit = 1, kFull = 2 };
 
-// Everything lies on the device.  Widths are padded to `width` with zeros, x to kChainDim.
-struct MlpChainArgs {
-  int64_t rows, dim, width, hidden;  // hidden layers
+// Everything lies on the device.  Padded with zeros: x to `inputs` (of 16), hidden layers to `width` and the
+// output to `outputs` (both of 32).
+struct MlpChain {
+  int64_t dim, inputs, width, outputs, hidden;  // hidden layers
   int32_t precision, function;
   float parameter;
-  // A weight's part in 16 x 8 tiles (input tile, output tile) in the order in which the lanes of a warp
-  // hold them: see `Weights` in csrc/cuda/mlp_chain.h.  kSplit: the low halves follow the high ones.
-  // kFull: (inputs, outputs) float32.
+  // In 16 x 8 tiles (input tile, output tile), by chunk of output tiles, input tile, tile of the chunk, lane
+  // of a warp; kSplit: the low halves beside the high ones.  kFull: (inputs, outputs) float32.
   const void* weights[kChainLayers];
-  const float* time_shift;  // (evaluations, hidden, width) and then (evaluations, kChainDim)
-  const float* row_shift;   // (rows, hidden, width), or null
-  MlpTrace trace;           // kNoTrace, kProbes (Rademacher) or kExact
-  const float* state;       // (rows, dim)
-  const int64_t* ids;       // (rows,)
-  int64_t evaluations, slots, quadratures;
-  const double *input_scale, *of_state, *of_output, *stage, *update, *weight;  // as in MlpGridArgs
-  const int64_t *slot, *node;
-  const bool* commit;
-  float* latent;       // (rows, dim)
-  double* q;           // (rows, columns, quadratures), zeros
-  int64_t* first_bad;  // (rows,)
+  // Shifts that depend on the time alone (panels, hidden * width + outputs, coefficients): on each panel of the
+  // clock a polynomial in x, -1 .. 1 from end to end; one coefficient: of a grid, panel e is evaluation e.
+  int64_t panels, coefficients;
+  const double* breaks;    // (panels + 1,), increasing; null: a grid
+  const float* shifts;
+  const float* row_shifts;  // (rows, hidden, width), what depends on the condition, or null
+  // Room for the rows under way: `warps` to each of `blocks`, and the queue of rows to come.
+  int64_t warps, blocks;
+  void* memory;
+  int64_t* queue;
+
+  FASTLIK_METHOD int64_t features() const { return hidden * width + outputs; }
 };
+
+namespace cuda {
+
+constexpr int kSamples = 8;      // of a group
+constexpr int kTogether = 2;     // groups that a warp works on at a time
+constexpr int kLinePadding = 4;  // floats, against bank conflicts
+
+// Where a sample is: its row of the batch (below 0: none), its panel of the clock and the place there.
+struct ChainPoint {
+  int32_t row, panel;
+  float x;
+};
+
+// Bytes of shared memory of a block of `groups`.
+FASTLIK_MATH int64_t chain_shared_bytes(const MlpChain& n, int64_t groups) {
+  const int64_t widest = n.width > n.inputs ? n.width : n.inputs;
+  const int64_t line = n.precision == kHalf ? 2 * widest
+                       : n.precision == kSplit ? 4 * widest
+                                               : 4 * (widest + kLinePadding);
+  return groups * (2 * 16 * line + n.outputs / 8 * 32 * 16 + kSamples * int64_t(sizeof(ChainPoint)));
+}
+
+}  // namespace cuda
 
 struct FunctionDual {
   float value, slope;

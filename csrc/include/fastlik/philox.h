@@ -41,11 +41,32 @@ FASTLIK_MATH Words probe_words(uint64_t seed, int64_t row, int64_t draw, int64_t
                 uint32_t(seed >> 32));
 }
 
+// Coordinates c and c + 1 of one probe, c even.
+template <class T>
+FASTLIK_MATH void draw_pair(ProbeKind kind, uint64_t seed, int64_t row, int64_t draw, int64_t node,
+                            int64_t c, T* out) {
+  if (kind == kRademacher) {  // bit c mod 32 of word c div 32
+    const Words words = probe_words(seed, row, draw, node, c / 128);
+    const int word = int(c % 128 / 32);
+    const uint32_t bits = word < 2 ? word ? words.at[1] : words.at[0] : word == 2 ? words.at[2] : words.at[3];
+    out[0] = bits >> c % 32 & 1 ? T(-1) : T(1);
+    out[1] = bits >> (c + 1) % 32 & 1 ? T(-1) : T(1);
+    return;
+  }
+  const Words words = probe_words(seed, row, draw, node, c / 4);  // Box-Muller on pairs of words
+  const bool second = c % 4 == 2;
+  const double u = ((second ? words.at[2] : words.at[0]) + 0.5) * 0x1p-32;
+  const double v = ((second ? words.at[3] : words.at[1]) + 0.5) * 0x1p-32;
+  const double radius = std::sqrt(-2 * std::log(u)), turn = 6.283185307179586 * v;
+  out[0] = T(radius * std::cos(turn));
+  out[1] = T(radius * std::sin(turn));
+}
+
 // Coordinates 0 .. size-1 of one probe.
 template <class T>
 FASTLIK_MATH void draw_probe(ProbeKind kind, uint64_t seed, int64_t row, int64_t draw, int64_t node,
                              int64_t size, T* out) {
-  if (kind == kRademacher) {  // bit c mod 32 of word c div 32
+  if (kind == kRademacher) {  // four words serve 128 coordinates
     for (int64_t start = 0; start < size; start += 128) {
       const Words words = probe_words(seed, row, draw, node, start / 128);
       for (int64_t c = start; c < size && c < start + 128; ++c)
@@ -53,14 +74,11 @@ FASTLIK_MATH void draw_probe(ProbeKind kind, uint64_t seed, int64_t row, int64_t
     }
     return;
   }
-  for (int64_t start = 0; start < size; start += 4) {  // Box-Muller on pairs of words
-    const Words words = probe_words(seed, row, draw, node, start / 4);
-    for (int pair = 0; pair < 4; pair += 2) {
-      const double u = (words.at[pair] + 0.5) * 0x1p-32, v = (words.at[pair + 1] + 0.5) * 0x1p-32;
-      const double radius = std::sqrt(-2 * std::log(u)), turn = 6.283185307179586 * v;
-      if (start + pair < size) out[start + pair] = T(radius * std::cos(turn));
-      if (start + pair + 1 < size) out[start + pair + 1] = T(radius * std::sin(turn));
-    }
+  for (int64_t c = 0; c < size; c += 2) {
+    T pair[2];
+    draw_pair(kind, seed, row, draw, node, c, pair);
+    out[c] = pair[0];
+    if (c + 1 < size) out[c + 1] = pair[1];
   }
 }
 

@@ -10,8 +10,12 @@
 // function with external linkage would leave the linker free to keep the AVX-512 copy for everyone.
 #ifdef __CUDACC__
 #define FASTLIK_MATH static __host__ __device__ inline
+#define FASTLIK_METHOD __host__ __device__
+#define FASTLIK_CALLED static __host__ __device__ __noinline__
 #else
+#define FASTLIK_CALLED static inline
 #define FASTLIK_MATH static inline
+#define FASTLIK_METHOD
 #endif
 
 namespace fastlik {
@@ -138,27 +142,60 @@ FASTLIK_MATH double resolution(double t, double t_end) {
   return 16 * DBL_EPSILON * std::fmax(std::fabs(t), std::fabs(t_end));
 }
 
-// Accepts or rejects the step of one row and sets its t, h, status, error_prev and rejected.
-FASTLIK_MATH bool control(const AdvanceArgs& a, int64_t row, double error) {
-  double &t = a.t[row], &h = a.h[row];
-  const double t_end = a.t_end[row];
+// What steers the steps of one row.
+struct StepRow {
+  double t, h, error_prev;
+  bool rejected;
+  int32_t status;
+};
+
+// Accepts or rejects the row's step towards t_end, and chooses the next.
+FASTLIK_MATH bool control(const Controller& controller, StepRow& r, double t_end, double error) {
   const bool finite = std::isfinite(error), accepted = finite && error <= 1;
-  double factor = step_factor(a.controller, error, a.error_prev[row]);
+  double factor = step_factor(controller, error, r.error_prev);
   if (accepted) {
-    const bool last = std::fabs(t_end - t) <= std::fabs(h) + resolution(t, t_end);
-    t = last ? t_end : t + h;
-    if (last) a.status[row] = kDone;
-    if (a.rejected[row]) factor = std::fmin(factor, 1.0);
-    a.error_prev[row] = std::fmax(error, 1e-4);
+    const bool last = std::fabs(t_end - r.t) <= std::fabs(r.h) + resolution(r.t, t_end);
+    r.t = last ? t_end : r.t + r.h;
+    if (last) r.status = kDone;
+    if (r.rejected) factor = std::fmin(factor, 1.0);
+    r.error_prev = std::fmax(error, 1e-4);
   }
-  const double left = t_end - t;
-  h *= factor;
-  if (std::fabs(h) > std::fabs(left)) h = left;
-  if (a.status[row] == kRunning && std::fabs(h) < resolution(t, t_end))
-    a.status[row] = finite ? kUnderflow : kNonFinite;
-  a.rejected[row] = !accepted;
+  const double left = t_end - r.t;
+  r.h *= factor;
+  if (std::fabs(r.h) > std::fabs(left)) r.h = left;
+  if (r.status == kRunning && std::fabs(r.h) < resolution(r.t, t_end))
+    r.status = finite ? kUnderflow : kNonFinite;
+  r.rejected = !accepted;
+  return accepted;
+}
+
+// The same for one row of many.
+FASTLIK_MATH bool control(const AdvanceArgs& a, int64_t row, double error) {
+  StepRow r{a.t[row], a.h[row], a.error_prev[row], a.rejected[row], a.status[row]};
+  const bool accepted = control(a.controller, r, a.t_end[row], error);
+  a.t[row] = r.t;
+  a.h[row] = r.h;
+  a.error_prev[row] = r.error_prev;
+  a.rejected[row] = r.rejected;
+  a.status[row] = r.status;
   a.accepted[row] = accepted;
   return accepted;
+}
+
+// The first step (Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, II.4), from norms in units
+// of the tolerance: a trial from those of the state and its slope, then from the slope's and its change over
+// the trial.
+FASTLIK_MATH double trial_step(double state, double slope) {
+  const double size = 0.01 * state / slope;
+  return std::isfinite(size) && size > 1e-6 ? size : 1e-6;
+}
+
+FASTLIK_MATH double first_step(double trial, double slope, double change, double order) {
+  const double curvature = change / trial;
+  // NaN where either is
+  const double steepest = (slope > curvature ? slope : curvature) + 0 * (slope + curvature);
+  const double best = std::pow(0.01 / steepest, 1 / order);
+  return std::isfinite(best) ? std::fmin(100 * trial, best) : trial;
 }
 
 }  // namespace fastlik

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,12 +14,21 @@ _ACCURACY = 1e-13
 _MOST_PANELS = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClockTable:
     """breaks (P+1,) increasing, values (P, F, C) float64: coefficients of each function on each panel."""
 
     breaks: Tensor
     values: Tensor
+    _copies: dict[torch.device, ClockTable] = field(default_factory=dict, init=False, repr=False)
+
+    def to(self, device: torch.device) -> ClockTable:
+        """The same on a device, copied there once."""
+        if self.breaks.device == device:
+            return self
+        if device not in self._copies:
+            self._copies[device] = ClockTable(self.breaks.to(device), self.values.to(device))
+        return self._copies[device]
 
     def __call__(self, u: Tensor) -> Tensor:
         """(B,) -> (F, B): the specification of the kernels' evaluation."""
@@ -31,12 +40,17 @@ class ClockTable:
 
 
 def tabulate(
-    functions: Callable[[Tensor], Tensor], start: float, end: float, kinks: Sequence[float] = ()
+    functions: Callable[[Tensor], Tensor],
+    start: float,
+    end: float,
+    kinks: Sequence[float] = (),
+    kept: int = _COEFFICIENTS,
+    error: float | None = None,
 ) -> ClockTable:
     """Table of ``functions``, u (N,) -> (F, N) float64, between start and end.
 
-    Panels are halved until the series' last coefficients vanish; ``kinks``: where the functions are not
-    smooth.
+    Panels are halved until the series' last coefficients vanish, or those beyond the ``kept`` ones add up to
+    no more than ``error``; ``kinks``: where the functions are not smooth.
 
     Raises:
         ValueError: the functions are not piecewise smooth.
@@ -45,16 +59,21 @@ def tabulate(
     ends = sorted({low, high, *(u for u in kinks if low < u < high)})
     open_panels = list(zip(ends[:-1], ends[1:], strict=True))
     size = functions(torch.tensor(ends, dtype=torch.float64)).abs().amax(1)
+
+    def fits(series: Tensor) -> bool:
+        if error is not None:
+            return bool((series[:, kept:].abs().sum(1) <= error).all())
+        scale = torch.maximum(series.abs().amax(1), 1e-3 * size)
+        return bool((series[:, -2:].abs().amax(1) <= _ACCURACY * scale).all())
+
     done: list[tuple[float, Tensor]] = []
     while open_panels:
         if len(done) + len(open_panels) > _MOST_PANELS:
             raise ValueError("the time features are not smooth functions of the solver's clock")
-        fits = _fit(functions, open_panels)
         refused = []
-        for (left, right), series in zip(open_panels, fits, strict=True):
-            scale = torch.maximum(series.abs().amax(1), 1e-3 * size)
-            if bool((series[:, -2:].abs().amax(1) <= _ACCURACY * scale).all()):
-                done.append((left, series))
+        for (left, right), series in zip(open_panels, _fit(functions, open_panels), strict=True):
+            if fits(series):
+                done.append((left, series[:, :kept]))
             else:
                 refused += [(left, (left + right) / 2), ((left + right) / 2, right)]
         open_panels = refused

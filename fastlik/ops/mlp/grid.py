@@ -37,7 +37,7 @@ class GridTable:
     """E evaluations with S slots for slopes and Q quadratures.
 
     u (E,); stage, update (E, S); weight (E, Q): float64; slot, node (E,): int64; commit (E,): bool; all on
-    the CPU.  Raises ValueError where they do not fit together.
+    one device.  Raises ValueError where they do not fit together.
     """
 
     u: Tensor
@@ -52,15 +52,24 @@ class GridTable:
     def __post_init__(self) -> None:
         tensors = [getattr(self, item.name) for item in fields(self) if item.name != "ode"]
         for values in (*tensors, *self.ode):
-            if len(values) != len(self.u) or not values.is_contiguous() or not values.is_cpu:
+            if len(values) != len(self.u) or not values.is_contiguous() or values.device != self.u.device:
                 raise ValueError(
-                    f"a grid's tensors must be contiguous CPU tensors of {len(self.u)} evaluations"
+                    f"a grid's tensors must be contiguous, on one device and of {len(self.u)} evaluations"
                 )
         slots = self.stage.shape[1]
         if self.update.shape != self.stage.shape or not 1 <= slots <= MAX_SLOTS or len(self.u) == 0:
             raise ValueError(f"a grid needs evaluations, and stage and update (E, S) with S <= {MAX_SLOTS}")
         if int(self.slot.max()) >= slots:
             raise ValueError(f"a slope goes to slot {int(self.slot.max())}, but there are {slots}")
+
+    def to(self, device: torch.device) -> GridTable:
+        """The same on a device."""
+        if self.u.device == device:
+            return self
+        tensors = {
+            item.name: getattr(self, item.name).to(device) for item in fields(self) if item.name != "ode"
+        }
+        return GridTable(ode=Ode(*(values.to(device) for values in self.ode)), **tensors)
 
     @property
     def trace_evaluations(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -113,6 +114,30 @@ class Packed:
         kept = [conditions[name].to(self.dtype).contiguous() for name in self.program.conditions]
         return kept, tuple(value.data_ptr() for value in kept)
 
+    def _integrate(
+        self,
+        method: str,
+        z: Tensor,
+        conditions: dict[str, Tensor],
+        over: GridTable | ClockTable,
+        divergence: Divergence,
+        sizes: tuple[int, ...],
+        tensors: Sequence[Tensor | None],
+        *more: object,
+    ) -> None:
+        """Run a kernel.  over: what its evaluations lie on; sizes: (rows, slopes kept, ...)."""
+        kept, addresses = self._conditions(conditions)
+        call_native(
+            method,
+            z,
+            self.handle,
+            sizes,
+            tuple(map(address, tensors)),
+            addresses,
+            divergence.arguments,
+            *more,
+        )
+
     def evaluate(
         self,
         x: Tensor,
@@ -151,21 +176,20 @@ class Packed:
 
         rows: (B,) int64 ids that key the probes.
         """
-        z, rows = z.contiguous(), rows.contiguous()
-        kept, addresses = self._conditions(conditions)
+        z, rows, table = z.contiguous(), rows.contiguous(), table.to(z.device)
         latent = torch.empty_like(z)
         quadratures = table.weight.shape[1]
         q = z.new_empty(len(z), divergence.columns, quadratures, dtype=torch.float64)
-        first_bad = torch.empty(len(z), dtype=torch.int64)
+        first_bad = z.new_empty(len(z), dtype=torch.int64)
         tensors = (z, rows, *table.ode, table.stage, table.update, table.weight, table.slot, table.node)
-        call_native(
+        self._integrate(
             "mlp_grid",
             z,
-            self.handle,
+            conditions,
+            table,
+            divergence,
             (len(z), len(table.u), table.stage.shape[1], quadratures),
-            tuple(map(address, (*tensors, table.commit, latent, q, first_bad))),
-            addresses,
-            divergence.arguments,
+            (*tensors, table.commit, latent, q, first_bad),
         )
         return latent, q, first_bad
 
@@ -190,26 +214,22 @@ class Packed:
         max_steps: int,
     ) -> dict[str, Tensor]:
         """The fields of ``fastlik.solvers.system.Integration``."""
-        z, rows = z.contiguous(), rows.contiguous()
-        kept, addresses = self._conditions(conditions)
+        z, rows, on_device = z.contiguous(), rows.contiguous(), clock.to(z.device)
         stages, batch = len(b), len(z)
-        square = torch.zeros(stages, stages, dtype=torch.float64)
-        for i, row in enumerate(a):
-            square[i, : len(row)] = torch.tensor(row, dtype=torch.float64)
-        nodes = torch.tensor(c, dtype=torch.float64)
-        counts = {name: torch.empty(batch, dtype=torch.int64) for name in ("nfe", "steps", "rejected")}
-        numbers = {name: torch.empty(batch, dtype=torch.float64) for name in ("t", "defect")}
-        q = torch.empty(batch, divergence.columns, dtype=torch.float64)
-        y, status = torch.empty_like(z), torch.empty(batch, dtype=torch.int32)
-        tensors = (z, rows, square, nodes, clock.breaks, clock.values, y, q, *numbers.values(), status)
-        call_native(
+        tableau = _tableau(tuple(map(tuple, a)), tuple(c), z.device)
+        counts = {name: z.new_empty(batch, dtype=torch.int64) for name in ("nfe", "steps", "rejected")}
+        numbers = {name: z.new_empty(batch, dtype=torch.float64) for name in ("t", "defect")}
+        q = z.new_empty(batch, divergence.columns, dtype=torch.float64)
+        y, status = torch.empty_like(z), z.new_empty(batch, dtype=torch.int32)
+        tensors = (z, rows, *tableau, on_device.breaks, on_device.values, y, q, *numbers.values(), status)
+        self._integrate(
             "mlp_adaptive",
             z,
-            self.handle,
+            conditions,
+            clock,
+            divergence,
             (batch, stages, max_steps, len(clock.breaks) - 1, clock.values.shape[2]),
-            tuple(map(address, (*tensors, *counts.values()))),
-            addresses,
-            divergence.arguments,
+            (*tensors, *counts.values()),
             (*span, first_step or 0.0),
             tuple(b),
             tuple(e),
@@ -239,27 +259,35 @@ class Packed:
         tolerances: rtol and atol of the state, and nats of the answer.  judgement: the constants
         INTEGRAL_SHARE, JUMP_SHRUNK, JUMP_MISSED and JUMP_ERROR of ``fastlik.solvers.adams``.
         """
-        z, rows = z.contiguous(), rows.contiguous()
-        kept, addresses = self._conditions(conditions)
+        z, rows, on_device = z.contiguous(), rows.contiguous(), clock.to(z.device)
         batch = len(z)
-        counts = {name: torch.empty(batch, dtype=torch.int64) for name in ("nfe", "steps", "rejected")}
+        counts = {name: z.new_empty(batch, dtype=torch.int64) for name in ("nfe", "steps", "rejected")}
         names = ("t", "defect", "defect_square")
-        numbers = {name: torch.empty(batch, dtype=torch.float64) for name in names}
-        integral = torch.empty(3, batch, dtype=torch.float64)
-        y, status = torch.empty_like(z), torch.empty(batch, dtype=torch.int32)
-        tensors = (z, rows, clock.breaks, clock.values, y, *numbers.values(), *integral, status)
-        call_native(
+        numbers = {name: z.new_empty(batch, dtype=torch.float64) for name in names}
+        integral = z.new_empty(3, batch, dtype=torch.float64)
+        y, status = torch.empty_like(z), z.new_empty(batch, dtype=torch.int32)
+        tensors = (z, rows, on_device.breaks, on_device.values, y, *numbers.values(), *integral, status)
+        self._integrate(
             "mlp_adams",
             z,
-            self.handle,
+            conditions,
+            clock,
+            divergence,
             (batch, order, max_steps, len(clock.breaks) - 1, clock.values.shape[2]),
-            tuple(map(address, (*tensors, *counts.values()))),
-            addresses,
-            divergence.arguments,
+            (*tensors, *counts.values()),
             (*span, first_step),
             (*tolerances, *judgement),
         )
         return {"y": y, "q": None, "status": status, **numbers, **counts}, integral
+
+
+@cache
+def _tableau(
+    a: tuple[tuple[float, ...], ...], c: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """a (S, S) and c (S,) float64."""
+    square = [[*row, *(0.0,) * (len(c) - len(row))] for row in a]
+    return tuple(torch.tensor(values, dtype=torch.float64, device=device) for values in (square, c))
 
 
 def _view(view: View | None) -> tuple[int, int, int]:

@@ -1,37 +1,59 @@
-// The CUDA kernel's own source, run on the CPU by csrc/cuda/emulation.h.
+// The CUDA kernels' own source, run on the CPU by csrc/cuda/emulation.h.
 #include <pybind11/pybind11.h>
 
-#include "cuda/mlp_chain.h"
+#include "cuda/chain_adams.h"
+#include "cuda/chain_adaptive.h"
+#include "cuda/chain_grid.h"
 #include "mlp_chain_bindings.h"
 
-namespace fastlik {
+namespace fastlik::cuda {
 namespace {
 
-template <int kWidth, int kPrecision>
-void launch(const MlpChainArgs& a, int warps) {
-  const int64_t samples = warps * cuda::kSamples;
-  cuda::Emulator::launch((a.rows + samples - 1) / samples, 32 * warps, [&] {
+int64_t groups = kTogether;  // of a block
+
+template <class Method>
+int launch(const MlpChain& n, const typename Method::Args& a) {
+  *n.queue = 0;
+  Emulator::launch(a.in.rows ? n.blocks : 0, int(32 * n.warps), [&] {
     static std::vector<uint4> shared;  // of the block that runs
-    if (cuda::thread() == 0) shared.assign(cuda::chain_shared_bytes(a, warps) / 16 + 1, uint4{});
-    cuda::block_barrier();
-    cuda::ChainWarp<kWidth, kPrecision>(a, reinterpret_cast<unsigned char*>(shared.data())).integrate();
+    if (thread() == 0) shared.assign(chain_shared_bytes(n, groups) / 16 + 1, uint4{});
+    block_barrier();
+    Method(n, a, int(groups), reinterpret_cast<unsigned char*>(shared.data())).run();
   });
+  return 0;
 }
 
-template <int kWidth>
-void launch(const MlpChainArgs& a, int warps) {
-  if (a.precision == kHalf) launch<kWidth, kHalf>(a, warps);
-  else if (a.precision == kSplit) launch<kWidth, kSplit>(a, warps);
-  else launch<kWidth, kFull>(a, warps);
-}
-
-void mlp_chain(const py::tuple& sizes, double parameter, const py::tuple& weights,
-               const py::tuple& addresses, const py::tuple& trace, int warps) {
-  const MlpChainArgs a = read_chain(sizes, parameter, weights, addresses, trace);
-  a.width == 64 ? launch<64>(a, warps) : launch<128>(a, warps);
+template <template <int> class Method>
+int launch(const MlpChain& n, const typename Method<kHalf>::Args& a) {
+  if (n.precision == kHalf) return launch<Method<kHalf>>(n, a);
+  if (n.precision == kSplit) return launch<Method<kSplit>>(n, a);
+  return launch<Method<kFull>>(n, a);
 }
 
 }  // namespace
-}  // namespace fastlik
 
-PYBIND11_MODULE(emulated_chain, m) { m.def("mlp_chain", &fastlik::mlp_chain); }
+int chain(const MlpChain& n, const MlpGridArgs& a, void*) {
+  return launch<ChainGrid>(n, a);
+}
+int64_t chain_bytes(const MlpChain& n, const MlpGridArgs& a) {
+  return ChainGrid<kHalf>::bytes(n, a);
+}
+int chain(const MlpChain& n, const MlpAdaptiveArgs& a, void*) {
+  return launch<ChainAdaptive>(n, a);
+}
+int64_t chain_bytes(const MlpChain& n, const MlpAdaptiveArgs& a) {
+  return ChainAdaptive<kHalf>::bytes(n, a);
+}
+int chain(const MlpChain& n, const MlpAdamsArgs& a, void*) {
+  return launch<ChainAdams>(n, a);
+}
+int64_t chain_bytes(const MlpChain& n, const MlpAdamsArgs& a) {
+  return ChainAdams<kHalf>::bytes(n, a);
+}
+
+}  // namespace fastlik::cuda
+
+PYBIND11_MODULE(emulated_chain, m) {
+  fastlik::define_mlp_chain(m);
+  m.def("set_groups", [](int64_t groups) { fastlik::cuda::groups = groups; });
+}

@@ -1,11 +1,5 @@
 """The CUDA kernel of plain MLPs, its source executed on the CPU, against the float64 reference."""
 
-import importlib.util
-import shutil
-import subprocess
-import sysconfig
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -13,34 +7,13 @@ from torch import nn
 import fastlik
 from fastlik.derivatives.probes import probe
 from fastlik.ops.mlp import Divergence, Ode, Unrecognised, recognise, reference
-from fastlik.ops.mlp.chain import PackedChain, chain_of
+from fastlik.ops.mlp.chain import PackedChain, _Device, chain_of
 from fastlik.ops.mlp.grid import adams_bashforth, runge_kutta
 from fastlik.solvers.tableau import HEUN
 
-CSRC = Path(__file__).parents[3] / "csrc"
 TIMES = torch.linspace(0.1, 1, 5, dtype=torch.float64)
 # largest difference of states and divergences of order 1
 ACCURACY = {"fp16": 5e-3, "fp16x2": 1e-5, "fp32": 1e-5}
-
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
-
-
-@pytest.fixture(scope="session")
-def emulator(tmp_path_factory):
-    """The module that runs the kernel on the CPU."""
-    pybind11 = pytest.importorskip("pybind11")
-    target = tmp_path_factory.mktemp("emulated") / "emulated_chain.so"
-    includes = [CSRC, CSRC / "include", pybind11.get_include(), sysconfig.get_path("include")]
-    command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-o", str(target)]
-    command += [f"-I{path}" for path in includes]
-    run = subprocess.run(
-        [*command, str(Path(__file__).with_name("emulated_chain.cpp"))], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    spec = importlib.util.spec_from_file_location("emulated_chain", target)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def ode(u):
@@ -71,14 +44,12 @@ def program_of(dim=2, dtype=torch.float64, **options):
     return recognise(lambda x, t, **c: net(x, t, **c), dim, widths, TIMES, dtype, torch.device("cpu"))
 
 
-def integrate(emulator, program, z, conditions, table, divergence, rows, precision="fp16x2", warps=1):
+def integrate(program, z, conditions, table, divergence, rows, precision="fp16x2"):
     packed = PackedChain(chain_of(program), torch.device("cpu"), precision)
-    arguments, results, kept = packed.arguments(z, conditions, table, divergence, rows)
-    emulator.mlp_chain(*arguments, warps)
-    return results
+    return packed.integrate_grid(z, conditions, table, divergence, rows)
 
 
-def check(emulator, program, rows, table, divergence, precision="fp16x2", warps=1):
+def check(program, rows, table, divergence, precision="fp16x2"):
     generator = torch.Generator().manual_seed(1)
     z = torch.randn(rows, program.dim, generator=generator)
     conditions = {
@@ -103,7 +74,7 @@ def check(emulator, program, rows, table, divergence, precision="fp16x2", warps=
         probes if divergence.mode == "probes" else None,
         divergence.mode in ("exact", "closed form"),
     )
-    actual = integrate(emulator, program, z, conditions, table, divergence, ids, precision, warps)
+    actual = integrate(program, z, conditions, table, divergence, ids, precision)
     tolerance = ACCURACY[precision]
     torch.testing.assert_close(actual[0].double(), expected, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(actual[1], q, rtol=tolerance, atol=tolerance)
@@ -114,7 +85,7 @@ def check(emulator, program, rows, table, divergence, precision="fp16x2", warps=
 @pytest.mark.parametrize("width", [30, 128])
 def test_precisions(emulator, precision, width):
     program = program_of(width=width, depth=2 if width == 128 else 3)
-    check(emulator, program, 3, HEUN_TABLE, Divergence("exact"), precision)
+    check(program, 3, HEUN_TABLE, Divergence("exact"), precision)
 
 
 @pytest.mark.parametrize(
@@ -129,13 +100,20 @@ def test_precisions(emulator, precision, width):
 )
 @pytest.mark.parametrize("precision", ["fp16x2", "fp32"])
 def test_traces_and_decoupled_quadratures(emulator, divergence, precision):
-    check(emulator, program_of(dim=13), 5, ADAMS_TABLE, divergence, precision)
+    check(program_of(dim=13), 5, ADAMS_TABLE, divergence, precision)
+
+
+@pytest.mark.parametrize(
+    ("dim", "width", "depth"), [(1, 200, 1), (17, 64, 8), (64, 256, 2), (256, 32, 2), (3, 512, 2)]
+)
+def test_sizes(emulator, dim, width, depth):
+    check(program_of(dim=dim, width=width, depth=depth), 3, HEUN_TABLE, Divergence("probes", 1))
 
 
 @pytest.mark.parametrize("rows", [1, 8, 9, 33])
 @pytest.mark.parametrize("precision", ["fp16x2", "fp32"])
 def test_several_warps_and_blocks(emulator, rows, precision):
-    check(emulator, program_of(depth=1), rows, HEUN_TABLE, Divergence("exact"), precision, warps=2)
+    check(program_of(depth=1), rows, HEUN_TABLE, Divergence("exact"), precision)
 
 
 @pytest.mark.parametrize(
@@ -162,23 +140,21 @@ def test_activations(emulator, activation):
         return layers[-1](x)
 
     program = recognise(network, 3, {}, TIMES, torch.float64, torch.device("cpu"))
-    check(emulator, program, 4, HEUN_TABLE, Divergence("exact"))
+    check(program, 4, HEUN_TABLE, Divergence("exact"))
 
 
 def test_conditions(emulator):
-    check(emulator, program_of(condition_dim=4), 5, HEUN_TABLE, Divergence("exact"))
+    check(program_of(condition_dim=4), 5, HEUN_TABLE, Divergence("exact"))
 
 
 def test_bad_rows_are_flagged_alone(emulator):
     program = program_of()
     z = torch.randn(10, 2, generator=torch.Generator().manual_seed(0))
     rows = torch.arange(10)
-    clean = integrate(emulator, program, z, {}, HEUN_TABLE, Divergence("exact"), rows)
+    clean = integrate(program, z, {}, HEUN_TABLE, Divergence("exact"), rows)
     z[3], z[9] = torch.nan, torch.inf
     for precision in ("fp16x2", "fp32"):
-        latent, q, first_bad = integrate(
-            emulator, program, z, {}, HEUN_TABLE, Divergence("exact"), rows, precision
-        )
+        latent, q, first_bad = integrate(program, z, {}, HEUN_TABLE, Divergence("exact"), rows, precision)
         assert first_bad[[3, 9]].tolist() == [1, 1]
         fine = torch.ones(10, dtype=torch.bool)
         fine[[3, 9]] = False
@@ -188,18 +164,27 @@ def test_bad_rows_are_flagged_alone(emulator):
         assert bool(latent[fine].isfinite().all())
 
 
+def test_layers_too_wide_for_the_device_are_refused(emulator, monkeypatch):
+    chain = chain_of(program_of(width=512))
+    PackedChain(chain, torch.device("cpu"))
+    monkeypatch.setattr("fastlik.ops.mlp.chain._device", lambda device: _Device(1, 99_000))
+    PackedChain(chain, torch.device("cpu"), "fp16")
+    with pytest.raises(Unrecognised, match="layers of 512 take 1.* bytes"):
+        PackedChain(chain, torch.device("cpu"))
+
+
 def test_what_the_kernel_does_not_take_is_refused():
     def refused(network, match, dim=3):
         program = recognise(network, dim, {}, TIMES, torch.float32, torch.device("cpu"))
         with pytest.raises(Unrecognised, match=match):
             chain_of(program)
 
-    a, b, wide = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 200)
-    back = nn.Linear(200, 3)
+    a, b, wide = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 600)
+    back = nn.Linear(600, 3)
     refused(lambda x, t: x + a(x).tanh(), "plain chains")
     refused(lambda x, t: a(x), "plain chains")
     refused(lambda x, t: a(torch.tanh(b(torch.sin(a(x))))), "one activation")
     refused(lambda x, t: a(b(x).tanh()) + t[:, None] * x, "plain chains|skip")
-    refused(lambda x, t: back(wide(x).tanh()), "8 x 128 hidden units")
-    with pytest.raises(Unrecognised, match="16 dimensions"):
-        chain_of(program_of(dim=17))
+    refused(lambda x, t: back(wide(x).tanh()), "8 x 512 hidden units")
+    with pytest.raises(Unrecognised, match="256 dimensions"):
+        chain_of(program_of(dim=257))

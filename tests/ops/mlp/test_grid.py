@@ -167,7 +167,7 @@ def test_empty_batch(case):
 
 def test_tables_that_do_not_fit_are_refused():
     table = TABLES["rk4"]()
-    with pytest.raises(ValueError, match="contiguous CPU tensors of 16"):
+    with pytest.raises(ValueError, match="contiguous, on one device and of 16"):
         type(table)(**{**vars(table), "slot": table.slot[:3]})
     with pytest.raises(ValueError, match="slot 9, but there are 4"):
         type(table)(**{**vars(table), "slot": torch.full_like(table.slot, 9)})
