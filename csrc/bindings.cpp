@@ -3,6 +3,7 @@
 // fastlik/ops/<op>/native.py.
 #include <pybind11/pybind11.h>
 
+#include "adams_bindings.h"
 #include "isa.h"
 #include "jet_bindings.h"
 #include "mlp_bindings.h"
@@ -125,6 +126,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("select_isa", &select_isa, "Use another instruction set (for tests).");
   define_mlp(m);
   define_jet(m);
+  define_adams_step(m);
   m.def("rk_combine", &rk_combine);
   m.def("rk_advance", &rk_advance);
 #ifdef FASTLIK_CUDA

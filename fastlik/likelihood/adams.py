@@ -123,6 +123,7 @@ def _adams(
         tolerance,
         keep_states=problem.target_stderr is not None,
         graphs=has_graphs(z.device) and problem.backend != "torch",
+        backend=problem.backend,
         **steps,
     )
     trace = problem.trace

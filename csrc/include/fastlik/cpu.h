@@ -2,6 +2,7 @@
 // naming the namespace that its functions go to; bindings.cpp picks one at run time.
 #pragma once
 
+#include "fastlik/adams_step.h"
 #include "fastlik/jet.h"
 #include "fastlik/mlp.h"
 #include "fastlik/rk_step.h"
@@ -16,6 +17,10 @@
   void combine(const CombineArgs&, int threads);                          \
   template <class T>                                                      \
   void advance(const AdvanceArgs&, int threads);                          \
+  template <class T>                                                      \
+  void adams_predict(const AdamsStepArgs&, int threads);                  \
+  template <class T>                                                      \
+  void adams_correct(const AdamsStepArgs&, int threads);                  \
   template <class T>                                                      \
   void mlp_evaluate(const MlpNetwork&, const MlpEvaluateArgs&, int threads); \
   template <class T>                                                      \
