@@ -24,8 +24,9 @@ from benchmarks import workloads
 from benchmarks.bench_triton import milliseconds
 from benchmarks.gpu_profile import graphed
 from fastlik.ops.mlp import Divergence, Ode, recognise
-from fastlik.ops.mlp.chain import PRECISIONS, PackedChain, chain_of
+from fastlik.ops.mlp.chain import chain_of
 from fastlik.ops.mlp.grid import runge_kutta
+from fastlik.ops.mlp.packed_chain import PRECISIONS, PackedChain
 from fastlik.solvers.tableau import RK4
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

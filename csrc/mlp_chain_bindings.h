@@ -11,22 +11,21 @@
 namespace fastlik {
 namespace {
 
-// (sizes, the activation function's parameter, addresses of the weights, addresses of the rest)
+static_assert(sizeof(ChainOp) == 14 * sizeof(int64_t), "Python makes an operation of 14 numbers");
+
+// (sizes, addresses)
 MlpChain read_chain(const py::tuple& chain) {
   MlpChain n{};
-  const auto sizes = chain[0].cast<py::tuple>(), weights = chain[2].cast<py::tuple>(),
-             addresses = chain[3].cast<py::tuple>();
-  Reader size(sizes), weight(weights), tensor(addresses);
-  for (int64_t* to : {&n.dim, &n.inputs, &n.width, &n.outputs, &n.hidden}) *to = size.next<int64_t>();
-  for (int32_t* to : {&n.precision, &n.function}) *to = size.next<int32_t>();
-  for (int64_t* to : {&n.panels, &n.coefficients, &n.warps, &n.blocks}) *to = size.next<int64_t>();
-  n.parameter = chain[1].cast<float>();
-  if (n.hidden < 1 || n.hidden >= kChainLayers || int64_t(weights.size()) != n.hidden + 1)
-    throw std::length_error("too many layers");
-  for (int64_t l = 0; l <= n.hidden; ++l) n.weights[l] = weight.address<const void>();
+  const auto sizes = chain[0].cast<py::tuple>(), addresses = chain[1].cast<py::tuple>();
+  Reader size(sizes), tensor(addresses);
+  for (int64_t* to : {&n.dim, &n.inputs, &n.outputs, &n.op_count, &n.tiles}) *to = size.next<int64_t>();
+  n.precision = size.next<int32_t>();
+  for (int64_t* to : {&n.panels, &n.features, &n.coefficients, &n.row_features, &n.warps, &n.blocks})
+    *to = size.next<int64_t>();
+  n.ops = tensor.address<const ChainOp>();
   n.breaks = tensor.address<const double>();
-  n.shifts = tensor.address<const float>();
-  n.row_shifts = tensor.address<const float>();
+  n.times = tensor.address<const float>();
+  n.rows = tensor.address<const float>();
   n.memory = tensor.address<void>();
   n.queue = tensor.address<int64_t>();
   return n;
@@ -54,10 +53,9 @@ int64_t mlp_chain_bytes(const std::string& method, int64_t inputs, int64_t count
 }
 
 // Bytes of shared memory that a block needs at least.
-int64_t mlp_chain_shared_bytes(int64_t inputs, int64_t width, int64_t outputs, int32_t precision) {
+int64_t mlp_chain_shared_bytes(int64_t tiles, int64_t outputs, int32_t precision) {
   MlpChain n{};
-  n.inputs = inputs;
-  n.width = width;
+  n.tiles = tiles;
   n.outputs = outputs;
   n.precision = precision;
   return cuda::chain_shared_bytes(n, cuda::kTogether);

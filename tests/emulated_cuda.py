@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastlik.ops.mlp import chain
+from fastlik.ops.mlp import packed_chain as chain
 
 CSRC = Path(__file__).parents[1] / "csrc"
 

@@ -6,11 +6,11 @@
 namespace fastlik::cuda {
 
 int chain(const MlpChain& n, const MlpAdamsArgs& a, void* stream) {
-  return launch_chain<ChainAdams>(n, a, stream);
+  return launch_chain<ChainAdams, kHalf, kSplit>(n, a, stream);
 }
 
 int64_t chain_bytes(const MlpChain& n, const MlpAdamsArgs& a) {
-  return ChainAdams<kHalf>::bytes(n, a);
+  return ChainAdams<kSplit>::bytes(n, a);
 }
 
 }  // namespace fastlik::cuda

@@ -6,11 +6,11 @@
 namespace fastlik::cuda {
 
 int chain(const MlpChain& n, const MlpAdaptiveArgs& a, void* stream) {
-  return launch_chain<ChainAdaptive>(n, a, stream);
+  return launch_chain<ChainAdaptive, kSplit>(n, a, stream);
 }
 
 int64_t chain_bytes(const MlpChain& n, const MlpAdaptiveArgs& a) {
-  return ChainAdaptive<kHalf>::bytes(n, a);
+  return ChainAdaptive<kSplit>::bytes(n, a);
 }
 
 }  // namespace fastlik::cuda

@@ -6,11 +6,11 @@
 namespace fastlik::cuda {
 
 int chain(const MlpChain& n, const MlpGridArgs& a, void* stream) {
-  return launch_chain<ChainGrid>(n, a, stream);
+  return launch_chain<ChainGrid, kHalf, kSplit, kFull>(n, a, stream);
 }
 
 int64_t chain_bytes(const MlpChain& n, const MlpGridArgs& a) {
-  return ChainGrid<kHalf>::bytes(n, a);
+  return ChainGrid<kSplit>::bytes(n, a);
 }
 
 }  // namespace fastlik::cuda

@@ -33,15 +33,14 @@ cudaError_t launch_chain(const MlpChain& n, const typename Method::Args& a, cuda
   return cudaGetLastError();
 }
 
-template <template <int> class Method>
-int launch_chain(const MlpChain& n, const typename Method<kHalf>::Args& a, void* stream) {
-  const auto queue = static_cast<cudaStream_t>(stream);
+// By the precisions that the method is compiled for.
+template <template <int> class Method, int... kPrecisions, class Args>
+int launch_chain(const MlpChain& n, const Args& a, void* stream) {
   if (a.in.rows == 0) return 0;
-  switch (n.precision) {
-    case kHalf: return launch_chain<Method<kHalf>>(n, a, queue);
-    case kSplit: return launch_chain<Method<kSplit>>(n, a, queue);
-    default: return launch_chain<Method<kFull>>(n, a, queue);
-  }
+  cudaError_t error = cudaErrorNotSupported;
+  const auto queue = static_cast<cudaStream_t>(stream);
+  ((n.precision == kPrecisions ? void(error = launch_chain<Method<kPrecisions>>(n, a, queue)) : void()), ...);
+  return error;
 }
 
 }  // namespace fastlik::cuda

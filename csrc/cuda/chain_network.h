@@ -1,4 +1,4 @@
-// A plain MLP on the samples of a block, with a tangent each.
+// An MLP on the samples of a block, with a tangent each.
 //
 // Eight samples are a group.  Its activations are a matrix of 16 lines: line g (0 .. 7) is sample g, line
 // g + 8 its tangent.  In the tensor cores' layout lane (g, q) = (lane / 4, lane % 4) holds both lines of a
@@ -54,7 +54,9 @@ class ChainNetwork {
     outputs_ = reinterpret_cast<float4*>(shared);
     points_ = reinterpret_cast<ChainPoint*>(outputs_ + groups * n.outputs / 8 * 32);
     lines_ = reinterpret_cast<unsigned char*>(points_ + groups * kSamples);
-    logistic_ = logistic_family(n.function, family_);
+    const int64_t words = chain_shared_bytes(n, groups) / 4;  // padding must hold numbers
+    for (int64_t i = thread(); i < words; i += threads()) reinterpret_cast<uint32_t*>(shared)[i] = 0;
+    block_barrier();
   }
 
   // Whether this warp has a group of its own: the first ones do.
@@ -67,7 +69,7 @@ class ChainNetwork {
   }
 
   FASTLIK_DEVICE_MEMBER void put(int tile, const float (&x)[4], const float (&v)[4]) {
-    if (owns()) store(0, warp_, tile, {{x[0], x[1], v[0], v[1]}}, {{x[2], x[3], v[2], v[3]}});
+    if (owns()) store(warp_, tile, {{x[0], x[1], v[0], v[1]}}, {{x[2], x[3], v[2], v[3]}});
   }
 
   FASTLIK_DEVICE_MEMBER void get(int tile, float (&x)[4], float (&v)[4]) const {
@@ -83,17 +85,14 @@ class ChainNetwork {
   // All threads of the block together: outputs from inputs.
   FASTLIK_DEVICE_MEMBER void run() {
     block_barrier();
-    const int pairs = groups_ / kTogether;
-    for (int layer = 0; layer <= n_.hidden; ++layer) {
-      const bool last = layer == n_.hidden;
-      const int inputs = int(layer == 0 ? n_.inputs : n_.width), outputs = int(last ? n_.outputs : n_.width);
-      const int items = outputs / (8 * kChunk) * pairs;
-      for (int item = warp_; item < items; item += threads() / 32) {
-        const int chunk = item / pairs, first = item % pairs * kTogether;
-        Tile8 sums[kTogether][kChunk];
-        product(layer, inputs, outputs, chunk, first, sums);
-#pragma unroll
-        for (int m = 0; m < kTogether; ++m) finish(layer, last, chunk, first + m, sums[m]);
+    for (int64_t i = 0; i < n_.op_count; ++i) {
+      const ChainOp& op = n_.ops[i];
+      if (op.code == kNormalised) {
+        for (int group = warp_; group < groups_; group += threads() / 32) normalise(op, group);
+      } else {
+        const int pairs = groups_ / kTogether, items = int(op.outputs + 31) / 32 * pairs;
+        for (int item = warp_; item < items; item += threads() / 32)
+          form(op, item / pairs, item % pairs * kTogether);
       }
       block_barrier();
     }
@@ -104,29 +103,22 @@ class ChainNetwork {
     return (group * int(n_.outputs / 8) + tile) * 32 + lane_;
   }
 
-  FASTLIK_DEVICE_MEMBER int tiles() const {  // that a buffer has room for
-    return int(n_.width > n_.inputs ? n_.width : n_.inputs) / 16;
+  // Half precision: factors by group, tile and lane.
+  FASTLIK_DEVICE_MEMBER Factors<kPrecision>& factors(int group, int64_t tile) const {
+    return reinterpret_cast<Factors<kPrecision>*>(lines_)[(group * int(n_.tiles) + int(tile)) * 32 + lane_];
   }
 
-  // Half precision: a buffer's factors by group, tile and lane.
-  FASTLIK_DEVICE_MEMBER Factors<kPrecision>& factors(int buffer, int group, int tile) const {
-    return reinterpret_cast<Factors<kPrecision>*>(
-        lines_)[((buffer * groups_ + group) * tiles() + tile) * 32 + lane_];
+  // Plain fp32: the lines, one after another.
+  FASTLIK_DEVICE_MEMBER float* line(int group, int line, int64_t tile) const {
+    return reinterpret_cast<float*>(lines_) + (group * 16 + line) * (n_.tiles * 16 + kLinePadding) + tile * 16;
   }
 
-  // Plain fp32: a buffer's lines, one after another.
-  FASTLIK_DEVICE_MEMBER float* line(int buffer, int group, int line) const {
-    return reinterpret_cast<float*>(lines_) +
-           ((buffer * groups_ + group) * 16 + line) * (tiles() * 16 + kLinePadding);
-  }
-
-  // 16 features of a group, formed as two tiles of 8.
-  FASTLIK_DEVICE_MEMBER void store(int buffer, int group, int tile, const Tile8& left, const Tile8& right) {
+  // 16 features of a group, as two tiles of 8.
+  FASTLIK_DEVICE_MEMBER void store(int group, int64_t tile, const Tile8& left, const Tile8& right) {
     const float *l = left.at, *r = right.at;
     if constexpr (kPrecision == kFull) {
       for (int i = 0; i < 2; ++i) {
-        float *value = line(buffer, group, g_) + tile * 16 + 2 * q_ + i;
-        float *tangent = line(buffer, group, g_ + 8) + tile * 16 + 2 * q_ + i;
+        float *value = line(group, g_, tile) + 2 * q_ + i, *tangent = line(group, g_ + 8, tile) + 2 * q_ + i;
         value[0] = l[i];
         value[8] = r[i];
         tangent[0] = l[2 + i];
@@ -138,32 +130,79 @@ class ChainNetwork {
       if constexpr (kPrecision == kSplit)
         f.low = {rest(f.high.x, l[0], l[1]), rest(f.high.y, l[2], l[3]), rest(f.high.z, r[0], r[1]),
                  rest(f.high.w, r[2], r[3])};
-      factors(buffer, group, tile) = f;
+      factors(group, tile) = f;
     }
   }
 
-  // Tiles kChunk * chunk .. of a layer's output for two groups.
-  FASTLIK_DEVICE_MEMBER void product(int layer, int inputs, int outputs, int chunk, int first,
+  FASTLIK_DEVICE_MEMBER void load(int group, int64_t tile, Tile8& left, Tile8& right) const {
+    if constexpr (kPrecision == kFull) {
+      for (int i = 0; i < 2; ++i) {
+        const float *value = line(group, g_, tile) + 2 * q_ + i, *tangent = line(group, g_ + 8, tile) + 2 * q_ + i;
+        left.at[i] = value[0];
+        right.at[i] = value[8];
+        left.at[2 + i] = tangent[0];
+        right.at[2 + i] = tangent[8];
+      }
+    } else {
+      const Factors<kPrecision> f = factors(group, tile);
+      left = right = Tile8{};
+      add_halves(f.high, left, right);
+      if constexpr (kPrecision == kSplit) add_halves(f.low, left, right);
+    }
+  }
+
+  FASTLIK_DEVICE_MEMBER static void add_halves(const uint4& f, Tile8& left, Tile8& right) {
+    const float2 pairs[4] = {from_halves(f.x), from_halves(f.y), from_halves(f.z), from_halves(f.w)};
+    for (int i = 0; i < 2; ++i) {
+      left.at[2 * i] += pairs[i].x;
+      left.at[2 * i + 1] += pairs[i].y;
+      right.at[2 * i] += pairs[2 + i].x;
+      right.at[2 * i + 1] += pairs[2 + i].y;
+    }
+  }
+
+  // Chunk `chunk` of an operation's result for two groups.
+  FASTLIK_DEVICE_MEMBER void form(const ChainOp& op, int chunk, int first) {
+    Tile8 tiles[kTogether][kChunk];
+    if (op.code == kProduct) {
+      product(op, chunk, first, tiles);
+    } else {
+#pragma unroll
+      for (int m = 0; m < kTogether; ++m)
+#pragma unroll
+        for (int n = 0; n < kChunk; n += 2) {
+          tiles[m][n] = tiles[m][n + 1] = Tile8{};
+          if (inside(op, chunk, n)) load(first + m, op.a + chunk * 2 + n / 2, tiles[m][n], tiles[m][n + 1]);
+        }
+    }
+#pragma unroll
+    for (int m = 0; m < kTogether; ++m) finish(op, chunk, first + m, tiles[m]);
+  }
+
+  // Whether tiles n and n + 1 of the chunk belong to the result.
+  FASTLIK_DEVICE_MEMBER static bool inside(const ChainOp& op, int chunk, int n) {
+    return (chunk * kChunk + n) * 8 < op.outputs;
+  }
+
+  FASTLIK_DEVICE_MEMBER void product(const ChainOp& op, int chunk, int first,
                                      Tile8 (&sums)[kTogether][kChunk]) const {
 #pragma unroll
     for (int m = 0; m < kTogether; ++m)
 #pragma unroll
-      for (int n = 0; n < kChunk; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sums[m][n].at[i] = 0;
+      for (int n = 0; n < kChunk; ++n) sums[m][n] = Tile8{};
     if constexpr (kPrecision == kFull) {
-      full_product(layer, inputs, outputs, chunk, first, sums);
+      full_product(op, chunk, first, sums);
     } else {
-      const int steps = inputs / 16;
+      const int steps = int(op.inputs / 16);
       const auto* weights =
-          static_cast<const Weight<kPrecision>*>(n_.weights[layer]) + chunk * steps * kChunk * 32 + lane_;
+          static_cast<const Weight<kPrecision>*>(op.weight) + chunk * steps * kChunk * 32 + lane_;
       Weight<kPrecision> now[kChunk], next[kChunk];
-      load(weights, now);
+      fetch(weights, now);
       for (int k = 0; k < steps; ++k) {
-        if (k + 1 < steps) load(weights + (k + 1) * kChunk * 32, next);  // on their way while these are used
+        if (k + 1 < steps) fetch(weights + (k + 1) * kChunk * 32, next);  // on their way while these are used
 #pragma unroll
         for (int m = 0; m < kTogether; ++m) {
-          const Factors<kPrecision> a = factors(layer % 2, first + m, k);
+          const Factors<kPrecision> a = factors(first + m, op.a + k);
 #pragma unroll
           for (int n = 0; n < kChunk; ++n) multiply(sums[m][n].at, a, now[n]);
         }
@@ -173,7 +212,7 @@ class ChainNetwork {
     }
   }
 
-  FASTLIK_DEVICE_MEMBER static void load(const Weight<kPrecision>* from, Weight<kPrecision> (&to)[kChunk]) {
+  FASTLIK_DEVICE_MEMBER static void fetch(const Weight<kPrecision>* from, Weight<kPrecision> (&to)[kChunk]) {
 #pragma unroll
     for (int n = 0; n < kChunk; ++n) to[n].both = read_only(&from[n * 32].both);
   }
@@ -187,18 +226,17 @@ class ChainNetwork {
     mma(sum, a.high, b.both.x, b.both.y);
   }
 
-  FASTLIK_DEVICE_MEMBER void full_product(int layer, int inputs, int outputs, int chunk, int first,
+  FASTLIK_DEVICE_MEMBER void full_product(const ChainOp& op, int chunk, int first,
                                           Tile8 (&sums)[kTogether][kChunk]) const {
-    const float* weights = static_cast<const float*>(n_.weights[layer]) + chunk * kChunk * 8 + 2 * q_;
-    for (int k = 0; k < inputs; ++k) {
+    const float* weights = static_cast<const float*>(op.weight) + chunk * kChunk * 8 + 2 * q_;
+    for (int k = 0; k < op.inputs; ++k) {
       float2 w[kChunk];
 #pragma unroll
       for (int n = 0; n < kChunk; ++n)
-        w[n] = read_only(reinterpret_cast<const float2*>(weights + int64_t(k) * outputs + n * 8));
+        w[n] = read_only(reinterpret_cast<const float2*>(weights + k * op.outputs + n * 8));
 #pragma unroll
       for (int m = 0; m < kTogether; ++m) {
-        const float value = line(layer % 2, first + m, g_)[k];
-        const float tangent = line(layer % 2, first + m, g_ + 8)[k];
+        const float value = line(first + m, g_, op.a)[k], tangent = line(first + m, g_ + 8, op.a)[k];
 #pragma unroll
         for (int n = 0; n < kChunk; ++n) {
           sums[m][n].at[0] += value * w[n].x;
@@ -210,58 +248,120 @@ class ChainNetwork {
     }
   }
 
-  // Shifts, and the activation function of hidden layers, on a chunk of a group; then to where it is read.
-  FASTLIK_DEVICE_MEMBER void finish(int layer, bool last, int chunk, int group, Tile8 (&tiles)[kChunk]) {
+  // All but the product, on a chunk of a group; then to where it is read.
+  FASTLIK_DEVICE_MEMBER void finish(const ChainOp& op, int chunk, int group, Tile8 (&tiles)[kChunk]) {
     const ChainPoint point = points_[group * kSamples + g_];
-    const int64_t feature = layer * n_.width + chunk * kChunk * 8 + 2 * q_;
-    const float* shifts = n_.shifts + (point.panel * n_.features() + feature) * n_.coefficients;
-    const float* row = n_.row_shifts && !last && point.row >= 0
-                           ? n_.row_shifts + point.row * n_.hidden * n_.width + feature
-                           : nullptr;
+    const int64_t feature = chunk * kChunk * 8 + 2 * q_;
+    LogisticFamily family;
+    const bool logistic = logistic_family(int32_t(op.function), family);  // the same for every lane
 #pragma unroll
-    for (int n = 0; n < kChunk; ++n) {
-      shift(tiles[n], shifts + n * 8 * n_.coefficients, point.x);
-      if (row) {
-        tiles[n].at[0] += row[n * 8];
-        tiles[n].at[1] += row[n * 8 + 1];
+    for (int n = 0; n < kChunk; n += 2) {
+      if (!inside(op, chunk, n)) continue;
+      if (op.b >= 0) {
+        Tile8 left, right;
+        load(group, op.b + chunk * 2 + n / 2, left, right);
+        for (int i = 0; i < 4; ++i) {
+          tiles[n].at[i] += left.at[i];
+          tiles[n + 1].at[i] += right.at[i];
+        }
       }
-      if (last) outputs_[output_index(group, chunk * kChunk + n)] = as_float4(tiles[n]);
-      else activate(tiles[n]);
-    }
-    if (last) return;
 #pragma unroll
-    for (int n = 0; n < kChunk; n += 2)
-      store((layer + 1) % 2, group, (chunk * kChunk + n) / 2, tiles[n], tiles[n + 1]);
+      for (int side = n; side < n + 2; ++side) {
+        Tile8& tile = tiles[side];
+        if (op.shift.any()) {
+          const float2 by = term(op.shift, point, feature + side * 8);
+          tile.at[0] += by.x;
+          tile.at[1] += by.y;
+        }
+        if (op.factor.any()) {
+          const float2 by = term(op.factor, point, feature + side * 8);
+          for (int i = 0; i < 4; ++i) tile.at[i] *= i % 2 ? by.y : by.x;
+        }
+        if (logistic) activate(tile, [&](float x) { return apply(family, x); });
+        else if (op.function >= 0)
+          activate(tile, [&](float x) { return other_function(int32_t(op.function), float(op.parameter), x); });
+        if (op.out < 0) outputs_[output_index(group, chunk * kChunk + side)] = as_float4(tile);
+      }
+      if (op.out >= 0) store(group, op.out + chunk * 2 + n / 2, tiles[n], tiles[n + 1]);
+    }
   }
 
   FASTLIK_DEVICE_MEMBER static float4 as_float4(const Tile8& t) { return {t.at[0], t.at[1], t.at[2], t.at[3]}; }
 
-  FASTLIK_DEVICE_MEMBER void shift(Tile8& tile, const float* shifts, float x) const {
-    if (n_.coefficients == 1) {  // the same for every lane
-      tile.at[0] += shifts[0];
-      tile.at[1] += shifts[1];
-      return;
-    }
-    for (int i = 0; i < 2; ++i) {
-      const float4 c = read_only(reinterpret_cast<const float4*>(shifts) + i);
-      tile.at[i] += c.x + x * (c.y + x * (c.z + x * c.w));
-    }
-  }
-
-  FASTLIK_DEVICE_MEMBER void activate(Tile8& tile) const {
+  template <class F>
+  FASTLIK_DEVICE_MEMBER static void activate(Tile8& tile, F f) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const FunctionDual y = logistic_ ? apply(family_, tile.at[i])  // the same for every lane
-                                       : other_function(n_.function, n_.parameter, tile.at[i]);
+      const FunctionDual y = f(tile.at[i]);
       tile.at[i] = y.value;
       tile.at[2 + i] *= y.slope;
     }
   }
 
+  // Features `feature` and the next of what depends on the time and the condition alone.
+  FASTLIK_DEVICE_MEMBER float2 term(const ChainTerm& term, const ChainPoint& point, int64_t feature) const {
+    float2 sum{};
+    if (term.time >= 0) {
+      const float* c = n_.times + (point.panel * n_.features + term.time + feature) * n_.coefficients;
+      sum = n_.coefficients == 1 ? float2{c[0], c[1]} : float2{cubic(c, point.x), cubic(c + 4, point.x)};
+    }
+    if (term.row >= 0 && point.row >= 0) {
+      const float* row = n_.rows + point.row * n_.row_features + term.row + feature;
+      sum.x += row[0];
+      sum.y += row[1];
+    }
+    return sum;
+  }
+
+  FASTLIK_DEVICE_MEMBER static float cubic(const float* coefficients, float x) {
+    const float4 c = read_only(reinterpret_cast<const float4*>(coefficients));
+    return c.x + x * (c.y + x * (c.z + x * c.w));
+  }
+
+  // A whole group's lines, by one warp.
+  FASTLIK_DEVICE_MEMBER void normalise(const ChainOp& op, int group) {
+    const int tiles = int(op.outputs / 16);
+    double sum = 0, d_sum = 0, square = 0, product = 0;
+    for (int k = 0; k < tiles; ++k)
+      visit(op, group, k, [&](float& x, float& v) { sum += x, d_sum += v; });
+    const float mean = float(quad_sum(sum) / double(op.width)), d_mean = float(quad_sum(d_sum) / double(op.width));
+    for (int k = 0; k < tiles; ++k)
+      visit(op, group, k, [&](float& x, float& v) {
+        square += double(x - mean) * double(x - mean);
+        product += double(x - mean) * double(v - d_mean);
+      });
+    const double variance = quad_sum(square) / double(op.width) + op.parameter;
+    const float factor = float(1 / std::sqrt(variance));
+    const float slope = float(quad_sum(product) / double(op.width) / variance);
+    for (int k = 0; k < tiles; ++k) {
+      Tile8 tile[2];
+      load(group, op.a + k, tile[0], tile[1]);
+      each(op, k, tile, [&](float& x, float& v) {
+        x -= mean;
+        v = factor * (v - d_mean - slope * x);
+        x *= factor;
+      });
+      store(group, op.out + k, tile[0], tile[1]);
+    }
+  }
+
+  template <class F>
+  FASTLIK_DEVICE_MEMBER void visit(const ChainOp& op, int group, int k, F f) const {
+    Tile8 tile[2];
+    load(group, op.a + k, tile[0], tile[1]);
+    each(op, k, tile, f);
+  }
+
+  // f(value, tangent) of the lane's features in tile k.
+  template <class F>
+  FASTLIK_DEVICE_MEMBER void each(const ChainOp& op, int k, Tile8 (&tile)[2], F f) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (k * 16 + i / 2 * 8 + 2 * q_ + i % 2 < op.width) f(tile[i / 2].at[i % 2], tile[i / 2].at[2 + i % 2]);
+  }
+
   const MlpChain& n_;
   const int groups_, lane_, g_, q_, warp_;
-  bool logistic_;
-  LogisticFamily family_{};
   float4* outputs_;
   ChainPoint* points_;
   unsigned char* lines_;

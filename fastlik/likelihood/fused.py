@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from ..model import ScoreModel, coefficients
 from ..ops.dispatch import NATIVE_DTYPES, native_obstacle
-from ..ops.mlp.chain import PackedChain, chain_of
+from ..ops.mlp.chain import chain_of
 from ..ops.mlp.clock import ClockTable, tabulate
 from ..ops.mlp.grid import GridTable, Ode
 from ..ops.mlp.native import Divergence, Packed
+from ..ops.mlp.packed_chain import PackedChain
 from ..ops.mlp.recognise import Unrecognised, recognise
 from ..ops.rk_step import Controller, Status
 from ..schedule import DiscreteVP

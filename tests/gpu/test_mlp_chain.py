@@ -12,8 +12,9 @@ from fastlik.likelihood.flow import Trace
 from fastlik.likelihood.fused import fuse
 from fastlik.likelihood.problem import ADAMS_CLOCK
 from fastlik.ops.mlp import Divergence, Ode, recognise, reference
-from fastlik.ops.mlp.chain import PackedChain, chain_of
+from fastlik.ops.mlp.chain import chain_of
 from fastlik.ops.mlp.grid import runge_kutta
+from fastlik.ops.mlp.packed_chain import PackedChain
 from fastlik.solvers.adaptive import Tolerance
 from fastlik.solvers.status import Status
 from fastlik.solvers.tableau import RK4, RK45
@@ -137,8 +138,10 @@ def test_ode_nll_takes_the_kernels(method, caplog):
     torch.testing.assert_close(there.nats.cpu(), here.nats, rtol=0, atol=5e-5)
 
 
-@pytest.mark.parametrize("precision", ACCURACY)
-@pytest.mark.parametrize("method", ["grid", "adams", "rk45"])
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [*(("grid", name) for name in ACCURACY), ("adams", "fp16"), ("adams", "fp16x2"), ("rk45", "fp16x2")],
+)
 def test_sanitized(method, precision):
     """Few rows by every kernel: scripts/gpu_check.sh runs these under compute-sanitizer."""
     model = model_of(width=64, depth=2).cuda()

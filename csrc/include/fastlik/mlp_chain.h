@@ -1,4 +1,4 @@
-// A plain MLP, x -> W_out f(... f(W_1 x + shift_1) ...) + shift_out: what the CUDA kernels take.
+// An MLP as a chain of operations on lines of features in shared memory: what the CUDA kernels take.
 // Specification: fastlik/ops/mlp/reference.py, as for the CPU.
 #pragma once
 
@@ -9,34 +9,50 @@
 
 namespace fastlik {
 
-constexpr int kChainLayers = 9;  // 8 hidden ones and the output
-constexpr int kChunk = 4;        // tiles of 8 outputs that a warp forms at a time
+constexpr int kChunk = 4;  // tiles of 8 outputs that a warp forms at a time
 
 // fp16 products summed in fp32; the same with both factors split into a high and a low half, which gives
 // fp32's accuracy; plain fp32.
 enum ChainPrecision : int32_t { kHalf = 0, kSplit = 1, kFull = 2 };
 
-// Everything lies on the device.  Padded with zeros: x to `inputs` (of 16), hidden layers to `width` and the
-// output to `outputs` (both of 32).
+enum ChainCode : int64_t { kProduct, kPart, kNormalised };
+
+// What depends on the time and on the condition alone, their sum: features of the tables; below 0: nothing.
+struct ChainTerm {
+  int64_t time, row;
+  FASTLIK_METHOD bool any() const { return time >= 0 || row >= 0; }
+};
+
+// out = f(factor * (x + b + shift)), where x is the product of weight and a (kProduct) or a itself; kNormalised:
+// out = (a - mean) / sqrt(variance + parameter) over `width` features.  out, a and b are tiles of 16 features,
+// out < 0 is the network's output, b < 0 is left out, and so is f where function < 0.
+// A weight is padded with zeros to `inputs` (of 16) and `outputs` (of 32); in 16 x 8 tiles (input, output), by
+// chunk of output tiles, input tile, tile of the chunk, lane of a warp.  kSplit: the low halves beside the high
+// ones.  kFull: (inputs, outputs) float32.
+struct ChainOp {
+  int64_t code, function, out, a, b, width, inputs, outputs;
+  ChainTerm shift, factor;
+  const void* weight;
+  double parameter;
+};
+
+// Everything lies on the device.
 struct MlpChain {
-  int64_t dim, inputs, width, outputs, hidden;  // hidden layers
-  int32_t precision, function;
-  float parameter;
-  // In 16 x 8 tiles (input tile, output tile), by chunk of output tiles, input tile, tile of the chunk, lane
-  // of a warp; kSplit: the low halves beside the high ones.  kFull: (inputs, outputs) float32.
-  const void* weights[kChainLayers];
-  // Shifts that depend on the time alone (panels, hidden * width + outputs, coefficients): on each panel of the
-  // clock a polynomial in x, -1 .. 1 from end to end; one coefficient: of a grid, panel e is evaluation e.
-  int64_t panels, coefficients;
-  const double* breaks;    // (panels + 1,), increasing; null: a grid
-  const float* shifts;
-  const float* row_shifts;  // (rows, hidden, width), what depends on the condition, or null
+  int64_t dim, inputs, outputs;  // the state padded to a multiple of 16, the network's output to one of 32
+  int64_t op_count, tiles;       // tiles of 16 features of each line
+  int32_t precision;
+  const ChainOp* ops;
+  // (panels, features, coefficients) of what depends on the time: on each panel of the clock a polynomial in x,
+  // -1 .. 1 from end to end; one coefficient: of a grid, panel e is evaluation e.
+  int64_t panels, features, coefficients;
+  const double* breaks;  // (panels + 1,), increasing; null: a grid
+  const float* times;
+  int64_t row_features;
+  const float* rows;  // (rows, row_features), what depends on the condition, or null
   // Room for the rows under way: `warps` to each of `blocks`, and the queue of rows to come.
   int64_t warps, blocks;
   void* memory;
   int64_t* queue;
-
-  FASTLIK_METHOD int64_t features() const { return hidden * width + outputs; }
 };
 
 namespace cuda {
@@ -53,11 +69,10 @@ struct ChainPoint {
 
 // Bytes of shared memory of a block of `groups`.
 FASTLIK_MATH int64_t chain_shared_bytes(const MlpChain& n, int64_t groups) {
-  const int64_t widest = n.width > n.inputs ? n.width : n.inputs;
-  const int64_t line = n.precision == kHalf ? 2 * widest
-                       : n.precision == kSplit ? 4 * widest
-                                               : 4 * (widest + kLinePadding);
-  return groups * (2 * 16 * line + n.outputs / 8 * 32 * 16 + kSamples * int64_t(sizeof(ChainPoint)));
+  const int64_t line = n.precision == kHalf    ? 2 * 16 * n.tiles
+                       : n.precision == kSplit ? 4 * 16 * n.tiles
+                                               : 4 * (16 * n.tiles + kLinePadding);
+  return groups * (16 * line + n.outputs / 8 * 32 * 16 + kSamples * int64_t(sizeof(ChainPoint)));
 }
 
 }  // namespace cuda

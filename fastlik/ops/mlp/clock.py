@@ -46,6 +46,7 @@ def tabulate(
     kinks: Sequence[float] = (),
     kept: int = _COEFFICIENTS,
     error: float | None = None,
+    most_panels: int = _MOST_PANELS,
 ) -> ClockTable:
     """Table of ``functions``, u (N,) -> (F, N) float64, between start and end.
 
@@ -53,7 +54,7 @@ def tabulate(
     no more than ``error``; ``kinks``: where the functions are not smooth.
 
     Raises:
-        ValueError: the functions are not piecewise smooth.
+        ValueError: the functions are not piecewise smooth, as far as ``most_panels`` can tell.
     """
     low, high = min(start, end), max(start, end)
     ends = sorted({low, high, *(u for u in kinks if low < u < high)})
@@ -68,7 +69,7 @@ def tabulate(
 
     done: list[tuple[float, Tensor]] = []
     while open_panels:
-        if len(done) + len(open_panels) > _MOST_PANELS:
+        if len(done) + len(open_panels) > most_panels:
             raise ValueError("the time features are not smooth functions of the solver's clock")
         refused = []
         for (left, right), series in zip(open_panels, _fit(functions, open_panels), strict=True):

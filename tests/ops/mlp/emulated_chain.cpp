@@ -23,32 +23,32 @@ int launch(const MlpChain& n, const typename Method::Args& a) {
   return 0;
 }
 
-template <template <int> class Method>
-int launch(const MlpChain& n, const typename Method<kHalf>::Args& a) {
-  if (n.precision == kHalf) return launch<Method<kHalf>>(n, a);
-  if (n.precision == kSplit) return launch<Method<kSplit>>(n, a);
-  return launch<Method<kFull>>(n, a);
+template <template <int> class Method, int... kPrecisions, class Args>
+int launch(const MlpChain& n, const Args& a) {
+  int error = -1;
+  ((n.precision == kPrecisions ? void(error = launch<Method<kPrecisions>>(n, a)) : void()), ...);
+  return error;
 }
 
 }  // namespace
 
 int chain(const MlpChain& n, const MlpGridArgs& a, void*) {
-  return launch<ChainGrid>(n, a);
+  return launch<ChainGrid, kHalf, kSplit, kFull>(n, a);
 }
 int64_t chain_bytes(const MlpChain& n, const MlpGridArgs& a) {
-  return ChainGrid<kHalf>::bytes(n, a);
+  return ChainGrid<kSplit>::bytes(n, a);
 }
 int chain(const MlpChain& n, const MlpAdaptiveArgs& a, void*) {
-  return launch<ChainAdaptive>(n, a);
+  return launch<ChainAdaptive, kSplit>(n, a);
 }
 int64_t chain_bytes(const MlpChain& n, const MlpAdaptiveArgs& a) {
-  return ChainAdaptive<kHalf>::bytes(n, a);
+  return ChainAdaptive<kSplit>::bytes(n, a);
 }
 int chain(const MlpChain& n, const MlpAdamsArgs& a, void*) {
-  return launch<ChainAdams>(n, a);
+  return launch<ChainAdams, kHalf, kSplit>(n, a);
 }
 int64_t chain_bytes(const MlpChain& n, const MlpAdamsArgs& a) {
-  return ChainAdams<kHalf>::bytes(n, a);
+  return ChainAdams<kSplit>::bytes(n, a);
 }
 
 }  // namespace fastlik::cuda

@@ -1,4 +1,4 @@
-"""The CUDA kernel of plain MLPs, its source executed on the CPU, against the float64 reference."""
+"""The CUDA kernels of MLPs, their source executed on the CPU, against the float64 reference."""
 
 import pytest
 import torch
@@ -7,10 +7,16 @@ from torch import nn
 import fastlik
 from fastlik.derivatives.probes import probe
 from fastlik.ops.mlp import Divergence, Ode, Unrecognised, recognise, reference
-from fastlik.ops.mlp.chain import PackedChain, _Device, chain_of
+from fastlik.ops.mlp.chain import chain_of
 from fastlik.ops.mlp.grid import adams_bashforth, runge_kutta
+from fastlik.ops.mlp.packed_chain import PackedChain, _Device
 from fastlik.solvers.tableau import HEUN
 
+# of conftest.py
+NETWORKS = (
+    *("silu", "gelu", "tanh", "softplus", "conditional", "wide", "wider", "one hidden layer"),
+    *("two hidden layers", "relu", "film", "additive", "concat"),
+)
 TIMES = torch.linspace(0.1, 1, 5, dtype=torch.float64)
 # largest difference of states and divergences of order 1
 ACCURACY = {"fp16": 5e-3, "fp16x2": 1e-5, "fp32": 1e-5}
@@ -110,9 +116,10 @@ def test_sizes(emulator, dim, width, depth):
     check(program_of(dim=dim, width=width, depth=depth), 3, HEUN_TABLE, Divergence("probes", 1))
 
 
-@pytest.mark.parametrize("rows", [1, 8, 9, 33])
+@pytest.mark.parametrize(("rows", "groups"), [(1, 2), (8, 2), (9, 2), (33, 2), (67, 4)])
 @pytest.mark.parametrize("precision", ["fp16x2", "fp32"])
-def test_several_warps_and_blocks(emulator, rows, precision):
+def test_several_warps_and_blocks(emulator, rows, groups, precision):
+    emulator.set_groups(groups)
     check(program_of(depth=1), rows, HEUN_TABLE, Divergence("exact"), precision)
 
 
@@ -167,10 +174,23 @@ def test_bad_rows_are_flagged_alone(emulator):
 def test_layers_too_wide_for_the_device_are_refused(emulator, monkeypatch):
     chain = chain_of(program_of(width=512))
     PackedChain(chain, torch.device("cpu"))
-    monkeypatch.setattr("fastlik.ops.mlp.chain._device", lambda device: _Device(1, 99_000))
+    monkeypatch.setattr("fastlik.ops.mlp.packed_chain._device", lambda device: _Device(1, 99_000))
     PackedChain(chain, torch.device("cpu"), "fp16")
-    with pytest.raises(Unrecognised, match="layers of 512 take 1.* bytes"):
+    with pytest.raises(Unrecognised, match="layers of 512 units take 1.* bytes"):
         PackedChain(chain, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_architectures(emulator, case, name):
+    """Residual blocks, FiLM, LayerNorm, concatenations, conditions, mixed activations."""
+    _, program, _, _ = case(name, torch.float64)
+    check(program, 5, HEUN_TABLE, Divergence("probes", 1))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_residual_blocks_in_other_precisions(emulator, case, precision):
+    _, program, _, _ = case("film", torch.float64)
+    check(program, 5, HEUN_TABLE, Divergence("exact"), precision)
 
 
 def test_what_the_kernel_does_not_take_is_refused():
@@ -180,11 +200,11 @@ def test_what_the_kernel_does_not_take_is_refused():
             chain_of(program)
 
     a, b, wide = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 600)
-    back = nn.Linear(600, 3)
-    refused(lambda x, t: x + a(x).tanh(), "plain chains")
-    refused(lambda x, t: a(x), "plain chains")
-    refused(lambda x, t: a(torch.tanh(b(torch.sin(a(x))))), "one activation")
-    refused(lambda x, t: a(b(x).tanh()) + t[:, None] * x, "plain chains|skip")
-    refused(lambda x, t: back(wide(x).tanh()), "8 x 512 hidden units")
+    back, part = nn.Linear(600, 3), nn.Linear(2, 3)
+    refused(lambda x, t: a(x).tanh() * b(x), "products of two values")
+    refused(lambda x, t: a(x.exp()), "no exp of the state")
+    refused(lambda x, t: a(x) + part(b(x).tanh()[:, 1:]), "multiples of 16")
+    refused(lambda x, t: a(x) + b(x)[:, :1], "no single feature")
+    refused(lambda x, t: back(wide(x).tanh()), "512 units")
     with pytest.raises(Unrecognised, match="256 dimensions"):
         chain_of(program_of(dim=257))
