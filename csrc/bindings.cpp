@@ -1,6 +1,8 @@
 // fastlik._native: addresses, sizes and strides in; CUDA functions take a stream as well and return
 // a cudaError_t.  No torch headers; checks and allocations belong to the Python callers,
 // fastlik/ops/<op>/native.py.
+#include <cstring>
+
 #include <pybind11/pybind11.h>
 
 #include "isa.h"
@@ -115,6 +117,14 @@ int mlp_chain_cuda(const py::tuple& sizes, double parameter, const py::tuple& we
 }
 #endif
 
+// Whether each of some blocks of memory equals the block of the same place in others.
+bool same_bytes(const py::tuple& some, const py::tuple& others, const py::tuple& sizes) {
+  Reader left(some), right(others), size(sizes);
+  for (size_t i = 0; i < sizes.size(); ++i)
+    if (std::memcmp(left.address<void>(), right.address<void>(), size.next<size_t>()) != 0) return false;
+  return true;
+}
+
 py::list isas() {
   py::list names;
   for (Isa isa : supported_isas()) names.append(isa_name(isa));
@@ -132,6 +142,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("select_isa", &select_isa, "Use another instruction set (for tests).");
   define_mlp(m);
   define_jet(m);
+  m.def("same_bytes", &same_bytes);
   m.def("rk_combine", &rk_combine);
   m.def("rk_advance", &rk_advance);
 #ifdef FASTLIK_CUDA

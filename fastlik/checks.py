@@ -49,9 +49,8 @@ def check_batch(x: Tensor, name: str = "x", *, integers: bool = False) -> None:
             f"{name} must be float32 or float64, got {x.dtype}; low precision belongs to the "
             f"network, not to the state of the ODE: pass {name}.float()"
         )
-    finite = x.flatten(1).isfinite().all(1)
-    if not bool(finite.all()):
-        rows = (~finite).nonzero().flatten().tolist()
+    if not bool(x.isfinite().all()):
+        rows = (~x.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
         raise ValueError(f"{name} holds NaN or infinity in {describe_rows(rows)}; remove or repair them")
 
 

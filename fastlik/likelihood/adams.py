@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -15,7 +16,7 @@ from .flow import LikelihoodFlow
 from .fused import Fused
 from .gradient import Path
 from .probing import add_probes
-from .problem import Problem, Solution
+from .problem import Problem, Solution, everywhere
 from .trace import TraceIntegral
 
 # Measured at tolerance 1e-3 (benchmarks/results/evaluations.json: mean error in nats/dim; evaluations):
@@ -46,7 +47,7 @@ def solve_adams(
     problem: Problem,
     flow: LikelihoodFlow,
     z: Tensor,
-    u: Tensor,
+    u: tuple[float, float],
     kernel: Fused | None,
     differentiable: bool,
 ) -> Solution:
@@ -55,20 +56,16 @@ def solve_adams(
     The step control aims at the answer itself: a local error e_z of the state changes log p by
     score . e_z.  The trace is integrated afterwards, from its values at the solver's nodes.
     """
-    size = max(1, z[:1].numel())
+    size = max(1, math.prod(z.shape[1:]))
     limit, rounding = problem.tolerance * size, _ROUNDING * torch.finfo(z.dtype).eps
-    problem = replace(problem, tolerance=max(problem.tolerance, rounding))
+    if problem.tolerance < rounding:
+        problem = replace(problem, tolerance=rounding)
     order = 4 if problem.tolerance >= _HIGH_ORDER_BELOW else 5
     solution = _adams(problem, flow, z, u, order, kernel, differentiable)
     end = solution.end
     for _ in range(_REFINEMENTS):
-        missed = (solution.discretisation > _REFINE_ABOVE * max(limit, rounding * size)) & (
-            end.status == Status.DONE
-        )
-        # long steps may have left where the network is sane; shorter ones tell a jump from a sharp turn
-        missed |= (end.status == Status.NON_FINITE) | (end.status == Status.DISCONTINUOUS)
-        index = missed.nonzero().flatten()
-        if len(index) == 0:
+        index = _missed(solution, _REFINE_ABOVE * max(limit, rounding * size))
+        if index is None:
             break
         problem = replace(problem, tolerance=0.25 * problem.tolerance)
         some = None if kernel is None else kernel.take(index)
@@ -81,21 +78,36 @@ def solve_adams(
         if solution.path is not None:
             solution.path.put(index, finer.path)
     solution.discretisation.add_(rounding * size)
-    hopeless = (solution.discretisation > _GIVE_UP_ABOVE * limit) & (end.status == Status.DONE)
-    end.status[hopeless] = Status.INACCURATE
+    hopeless = solution.discretisation > _GIVE_UP_ABOVE * limit
+    if bool(hopeless.any()):
+        end.status.masked_fill_(hopeless & (end.status == Status.DONE), int(Status.INACCURATE))
     return solution
+
+
+def _missed(solution: Solution, error: float) -> Tensor | None:
+    """The rows to be solved again, for an estimated error above ``error`` or because they failed, if any."""
+    status, missed = solution.end.status, solution.discretisation > error
+    done = status == Status.DONE
+    if bool((done & ~missed).all()):
+        return None
+    missed &= done
+    # long steps may have left where the network is sane; shorter ones tell a jump from a sharp turn
+    for failed in (Status.NON_FINITE, Status.DISCONTINUOUS):
+        missed |= status == failed
+    index = missed.nonzero().flatten()
+    return index if len(index) else None
 
 
 def _adams(
     problem: Problem,
     flow: LikelihoodFlow,
     z: Tensor,
-    u: Tensor,
+    u: tuple[float, float],
     order: int,
     kernel: Fused | None,
     differentiable: bool,
 ) -> Solution:
-    size = max(1, z[:1].numel())
+    size = max(1, math.prod(z.shape[1:]))
     tolerance = Tolerance(
         rtol=0.0,
         atol=min(_STATE_SHARE * problem.tolerance, _COARSEST_STATE),
@@ -104,14 +116,13 @@ def _adams(
     steps = {"order": order, "first_step": _FIRST_STEP, "max_steps": problem.max_steps}
     if kernel is not None:
         end, (change, variance, quadrature) = kernel.integrate_adams(
-            z, *u.tolist(), tolerance, problem.trace, flow.rows, **steps
+            z, *u, tolerance, problem.trace, flow.rows, **steps
         )
         return Solution(end, change, variance, _error(end, quadrature))
     end, nodes = integrate_adams(
         flow,
         z,
-        u[0].expand(len(z)),
-        u[1].expand(len(z)),
+        *everywhere(z, u),
         tolerance,
         keep_states=problem.target_stderr is not None,
         **steps,

@@ -12,7 +12,7 @@ from ..solvers.system import Integration
 from ..solvers.tableau import Tableau
 from .flow import LikelihoodFlow, Trace
 from .fused import Fused
-from .problem import Problem, Solution
+from .problem import Problem, Solution, everywhere
 
 # Measured with Runge-Kutta on the oracle mixtures (d = 2, 3, 8; VP and VE; 128 rows each) at tolerance 1e-3:
 # with the answer's local error held to 0.1 and the state's to 0.03 of the tolerance, 52-58 evaluations give a
@@ -26,7 +26,12 @@ _FINEST_GRID = 4096
 
 
 def solve_adaptive(
-    problem: Problem, tableau: Tableau, flow: LikelihoodFlow, z: Tensor, u: Tensor, kernel: Fused | None
+    problem: Problem,
+    tableau: Tableau,
+    flow: LikelihoodFlow,
+    z: Tensor,
+    u: tuple[float, float],
+    kernel: Fused | None,
 ) -> Solution:
     """Embedded Runge-Kutta steps; state and trace together in the error control."""
     trace = problem.trace
@@ -37,17 +42,16 @@ def solve_adaptive(
     )
     if kernel is not None:
         end = kernel.integrate_adaptive(
-            z, *u.tolist(), tableau, tolerance, trace, flow.rows, max_steps=problem.max_steps
+            z, *u, tableau, tolerance, trace, flow.rows, max_steps=problem.max_steps
         )
         return _of_columns(end, _GROWTH * end.defect, trace)
     end = integrate(
         flow,
         z,
-        u[0].expand(len(z)),
-        u[1].expand(len(z)),
+        *everywhere(z, u),
         tableau,
         tolerance,
-        q=None if trace is None else u.new_zeros(len(z), trace.columns),
+        q=None if trace is None else z.new_zeros(len(z), trace.columns, dtype=torch.float64),
         reuse_last_stage=trace is None or trace.exact or not trace.fresh,
         max_steps=problem.max_steps,
         backend=problem.backend,
@@ -70,13 +74,15 @@ def _of_columns(end: Integration, discretisation: Tensor, trace: Trace | None) -
     return Solution(end, change, variance, discretisation)
 
 
-def solve_fixed(problem: Problem, tableau: Tableau, flow: LikelihoodFlow, z: Tensor, u: Tensor) -> Solution:
+def solve_fixed(
+    problem: Problem, tableau: Tableau, flow: LikelihoodFlow, z: Tensor, u: tuple[float, float]
+) -> Solution:
     """A grid for all rows, doubled for those that miss the tolerance.
 
     The error estimate is the change from the coarser grid.  Rows that the finest grid does not bring to
     the tolerance end with status MAX_STEPS.
     """
-    scale, _ = problem.ends(z.device)
+    scale = problem.ends.scale[1]
     # order p gains 2^p a doubling; believed only up to a factor 4, the asymptotics may be far off
     gain = min(2.0**tableau.order, 4.0) - 1
 
@@ -84,13 +90,13 @@ def solve_fixed(problem: Problem, tableau: Tableau, flow: LikelihoodFlow, z: Ten
         end = integrate_grid(
             flow,
             z,
-            torch.linspace(u[0].item(), u[1].item(), steps + 1, dtype=torch.float64).to(u.device),
+            torch.linspace(*u, steps + 1, dtype=torch.float64).to(z.device),
             tableau,
-            q=u.new_zeros(len(z), problem.trace.columns),
+            q=z.new_zeros(len(z), problem.trace.columns, dtype=torch.float64),
             steps_per_node=steps // _COARSEST_GRID,
             backend=problem.backend,
         )
-        return end, end.q.mean(1) + problem.log_prior(end.y * scale[1].to(z.dtype))
+        return end, end.q.mean(1) + problem.log_prior(end.y * scale)
 
     steps = _COARSEST_GRID
     result, answer = on_grid(flow, z, steps)

@@ -1,0 +1,93 @@
+"""What a network's result followed from at one time: to notice changes without running the network."""
+
+from __future__ import annotations
+
+import operator
+
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from ..ops.dispatch import native_module
+
+# modules of these packages compute with their tensors and attributes alone
+_OWN_STATE = ("torch.nn.modules.", "fastlik.nn.")
+_PLAIN = (int, float, str, tuple, dict, set, type(None))
+
+
+class Snapshot:
+    """The modules of ``net`` with their attributes, and a copy of its tensors.
+
+    ``complete``: whether nothing else decides the result, so that a network for which it :meth:`holds` need
+    not be run.  Hooks and modules of other packages may read anything.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self._modules = _modules(net)
+        self._tensors = _tensors(self._modules)
+        self._values = [tensor.detach().clone().contiguous() for tensor in self._tensors]
+        self._addresses = tuple(value.data_ptr() for value in self._values)
+        self._bytes = tuple(value.nbytes for value in self._values)
+        self._attributes = [(code, _copied(read)) for code, read in _attributes(self._modules)]
+        self._complete = all(map(_has_own_state, self._modules))
+
+    @property
+    def complete(self) -> bool:
+        return self._complete and not _has_any_global_hook()
+
+    def holds(self, net: nn.Module) -> bool:
+        """Whether ``net`` is as it was: for one that is not ``complete``, as far as its tensors go."""
+        modules = _modules(net)
+        if self._complete and not (_identical(modules, self._modules) and self._same_attributes()):
+            return False
+        return self._same_tensors(_tensors(modules))
+
+    def _same_attributes(self) -> bool:
+        try:
+            return _attributes(self._modules) == self._attributes
+        except (RuntimeError, TypeError, ValueError):  # one that is no longer plain
+            return False
+
+    def _same_tensors(self, tensors: list[Tensor]) -> bool:
+        # bytes in place of version counters, which edits of .data do not move
+        if not _identical(tensors, self._tensors):
+            return False
+        for tensor, value in zip(tensors, self._values, strict=True):
+            alike = tensor.shape == value.shape and tensor.dtype == value.dtype
+            if not (alike and tensor.is_cpu and tensor.is_contiguous()):
+                return False
+        addresses = tuple(tensor.data_ptr() for tensor in tensors)
+        return native_module().same_bytes(addresses, self._addresses, self._bytes)
+
+
+def _modules(net: nn.Module) -> list[nn.Module]:
+    found = [net]
+    for module in found:  # which grows
+        found += [child for child in module._modules.values() if child is not None]
+    return found
+
+
+def _tensors(modules: list[nn.Module]) -> list[Tensor]:
+    held = [each for module in modules for each in (module._parameters, module._buffers) if each]
+    return [tensor for named in held for tensor in named.values() if tensor is not None]
+
+
+def _attributes(modules: list[nn.Module]) -> list[tuple[object, dict[str, object]]]:
+    """The code that runs, and what it may read."""
+    return [(type(module).forward, vars(module)) for module in modules]
+
+
+def _copied(attributes: dict[str, object]) -> dict[str, object]:
+    """The attributes of a module, of which the containers are its own."""
+    return {
+        name: value.copy() if isinstance(value, (dict, set)) else value for name, value in attributes.items()
+    }
+
+
+def _has_own_state(module: nn.Module) -> bool:
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    plain = all(isinstance(value, _PLAIN) for value in vars(module).values())
+    return type(module).__module__.startswith(_OWN_STATE) and plain and not hooked
+
+
+def _identical(some: list, others: list) -> bool:
+    return len(some) == len(others) and all(map(operator.is_, some, others))
