@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, wraps
 from typing import TypeVar
 
@@ -100,7 +100,7 @@ class Schedule(ABC):
 
     def to_dict(self) -> dict:
         """A JSON-able description; :func:`from_dict` makes the schedule again."""
-        return {"name": type(self).__name__, **asdict(self)}
+        return {"name": type(self).__name__} | {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 @dataclass(frozen=True)

@@ -140,5 +140,6 @@ def _adams(
 
 def _error(end: Integration, of_trace: Tensor) -> Tensor:
     """(B,) nats: of the state by its local errors, and of the trace's integral."""
-    squares = _OF_STATE**2 * end.defect_square + _OF_SUM**2 * end.defect.square()
-    return (squares + (_OF_TRACE * of_trace).square()).sqrt()
+    squares = _OF_STATE**2 * end.defect_square
+    squares.addcmul_(end.defect, end.defect, value=_OF_SUM**2)
+    return squares.addcmul_(of_trace, of_trace, value=_OF_TRACE**2).sqrt_()

@@ -91,8 +91,8 @@ def as_nll(problem: Problem, solution: Solution, latent: Tensor) -> NLL:
     at_data, at_prior = problem.ends.scale
     nats = -(problem.log_prior(latent) + solution.change + size * math.log(at_prior / at_data))
     status, done = end.status, end.status == Status.DONE
-    good = done & nats.isfinite()
-    if not bool(good.all()):
+    if not (bool(done.all()) and math.isfinite(nats.sum())):
+        good = done & nats.isfinite()
         status = status.masked_fill(done & ~good, int(Status.NON_FINITE))
         nats = nats.masked_fill(~good, torch.nan)
     return NLL(

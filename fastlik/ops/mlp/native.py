@@ -242,24 +242,23 @@ class Packed:
         z, rows = z.contiguous(), rows.contiguous()
         kept, addresses = self._conditions(conditions)
         batch = len(z)
-        counts = {name: torch.empty(batch, dtype=torch.int64) for name in ("nfe", "steps", "rejected")}
-        names = ("t", "defect", "defect_square")
-        numbers = {name: torch.empty(batch, dtype=torch.float64) for name in names}
-        integral = torch.empty(3, batch, dtype=torch.float64)
+        counts, numbers = torch.empty(3, batch, dtype=torch.int64), z.new_empty(6, batch, dtype=torch.float64)
         y, status = torch.empty_like(z), torch.empty(batch, dtype=torch.int32)
-        tensors = (z, rows, clock.breaks, clock.values, y, *numbers.values(), *integral, status)
+        tensors = (z, rows, clock.breaks, clock.values, y, numbers, status, counts)
         call_native(
             "mlp_adams",
             z,
             self.handle,
             (batch, order, max_steps, len(clock.breaks) - 1, clock.values.shape[2]),
-            tuple(map(address, (*tensors, *counts.values()))),
+            tuple(map(address, tensors)),
             addresses,
             divergence.arguments,
             (*span, first_step),
             (*tolerances, *judgement),
         )
-        return {"y": y, "q": None, "status": status, **numbers, **counts}, integral
+        fields = dict(zip(("t", "defect", "defect_square"), numbers[:3], strict=True))
+        fields |= zip(("nfe", "steps", "rejected"), counts, strict=True)
+        return {"y": y, "q": None, "status": status, **fields}, numbers[3:]
 
 
 def _view(view: View | None) -> tuple[int, int, int]:
