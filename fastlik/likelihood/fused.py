@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..model import ScoreModel, coefficients
 from ..ops.dispatch import NATIVE_DTYPES, native_obstacle
 from ..ops.mlp.clock import ClockTable, tabulate
-from ..ops.mlp.grid import GridTable, Ode
+from ..ops.mlp.grid import Ode, runge_kutta
 from ..ops.mlp.native import Divergence, Packed
 from ..ops.mlp.recognise import Unrecognised, recognise
 from ..ops.rk_step import Controller, Status
@@ -48,18 +48,28 @@ class Fused:
         """dz/du at clock values u (N,) float64, as an affine function of z and the network's output."""
         return _ode(self.model, self.clock, u)
 
-    def integrate_grid(self, z: Tensor, table: GridTable, trace: Trace | None, rows: Tensor) -> Integration:
-        """As ``fastlik.solvers.grid.integrate_grid``; q is (B, K, Q), one entry for each quadrature."""
+    def integrate_grid(
+        self,
+        z: Tensor,
+        grid: Tensor,
+        tableau: Tableau,
+        trace: Trace | None,
+        rows: Tensor,
+        *,
+        steps_per_node: int = 1,
+    ) -> Integration:
+        """As ``fastlik.solvers.grid.integrate_grid`` of a LikelihoodFlow, for a method without a last stage
+        of its own and one grid (N+1,) for all rows."""
+        table = runge_kutta(self.ode, grid, tableau.a, tableau.b, tableau.c, steps_per_node)
         end, q, first_bad = self.packed.integrate_grid(
             z, self.condition, table, self._divergence(trace), rows
         )
-        result = Integration.start(end, None, table.u[-1:].expand(len(z)))
-        result.q = q
         bad = first_bad >= 0
+        result = Integration.start(end, None, table.end[first_bad])  # -1, of good rows, is the last
+        result.q = None if trace is None else q[..., 0]
         result.status = torch.where(bad, int(Status.NON_FINITE), int(Status.DONE)).int()
-        result.t = torch.where(bad, table.u[first_bad.clamp(min=0)], result.t)
         result.nfe += len(table.u)
-        result.steps += int(table.commit.sum())
+        result.steps += len(grid) - 1
         return result
 
     def integrate_adaptive(
@@ -203,9 +213,7 @@ class _Known:
         return cls(model.call, model.output, Snapshot(model.net))
 
     def holds(self, model: ScoreModel) -> bool:
-        return (
-            model.call is self.call and model.output is self.output and self.snapshot.holds(model.net)
-        )
+        return model.call is self.call and model.output is self.output and self.snapshot.holds(model.net)
 
     def is_complete(self, model: ScoreModel) -> bool:
         """Whether nothing but what :meth:`holds` compares decides the network's result."""

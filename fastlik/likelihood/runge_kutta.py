@@ -75,36 +75,28 @@ def _of_columns(end: Integration, discretisation: Tensor, trace: Trace | None) -
 
 
 def solve_fixed(
-    problem: Problem, tableau: Tableau, flow: LikelihoodFlow, z: Tensor, u: tuple[float, float]
+    problem: Problem,
+    tableau: Tableau,
+    flow: LikelihoodFlow,
+    z: Tensor,
+    u: tuple[float, float],
+    kernel: Fused | None,
 ) -> Solution:
     """A grid for all rows, doubled for those that miss the tolerance.
 
     The error estimate is the change from the coarser grid.  Rows that the finest grid does not bring to
     the tolerance end with status MAX_STEPS.
     """
-    scale = problem.ends.scale[1]
     # order p gains 2^p a doubling; believed only up to a factor 4, the asymptotics may be far off
     gain = min(2.0**tableau.order, 4.0) - 1
-
-    def on_grid(flow: LikelihoodFlow, z: Tensor, steps: int) -> tuple[Integration, Tensor]:
-        end = integrate_grid(
-            flow,
-            z,
-            torch.linspace(*u, steps + 1, dtype=torch.float64).to(z.device),
-            tableau,
-            q=z.new_zeros(len(z), problem.trace.columns, dtype=torch.float64),
-            steps_per_node=steps // _COARSEST_GRID,
-            backend=problem.backend,
-        )
-        return end, end.q.mean(1) + problem.log_prior(end.y * scale)
-
     steps = _COARSEST_GRID
-    result, answer = on_grid(flow, z, steps)
+    result, answer = _on_grid(problem, tableau, flow, z, u, kernel, steps)
     error = torch.full_like(answer, torch.inf)
     open_rows = (result.status == Status.DONE).nonzero().flatten()
     while len(open_rows) and steps < _FINEST_GRID:
         steps *= 2
-        finer, value = on_grid(flow.take(open_rows), z[open_rows], steps)
+        some = None if kernel is None else kernel.take(open_rows)
+        finer, value = _on_grid(problem, tableau, flow.take(open_rows), z[open_rows], u, some, steps)
         finer.nfe += result.nfe[open_rows]
         error[open_rows] = (value - answer[open_rows]).abs() / gain
         answer[open_rows] = value
@@ -113,3 +105,25 @@ def solve_fixed(
         open_rows = missed.nonzero().flatten()
     result.status[open_rows] = Status.MAX_STEPS
     return _of_columns(result, error, problem.trace)
+
+
+def _on_grid(
+    problem: Problem,
+    tableau: Tableau,
+    flow: LikelihoodFlow,
+    z: Tensor,
+    u: tuple[float, float],
+    kernel: Fused | None,
+    steps: int,
+) -> tuple[Integration, Tensor]:
+    """The end of a grid of equal steps, and what it makes of log p up to a constant, (B,)."""
+    trace, grid = problem.trace, torch.linspace(*u, steps + 1, dtype=torch.float64)
+    shared = steps // _COARSEST_GRID  # the coarse grid's probes
+    if kernel is not None:
+        end = kernel.integrate_grid(z, grid, tableau, trace, flow.rows, steps_per_node=shared)
+    else:
+        q = z.new_zeros(len(z), trace.columns, dtype=torch.float64)
+        end = integrate_grid(
+            flow, z, grid.to(z.device), tableau, q=q, steps_per_node=shared, backend=problem.backend
+        )
+    return end, end.q.mean(1) + problem.log_prior(end.y * problem.ends.scale[1])

@@ -57,10 +57,9 @@ def integrate_flow(
         needs_nodes = differentiable or problem.target_stderr is not None
         kernel = None if needs_nodes else _kernel(problem, z, u, flow.condition)
         return solve_adams(problem, flow, z, u, kernel, differentiable)
-    tableau = TABLEAUS[problem.method]
-    if tableau.adaptive:
-        return solve_adaptive(problem, tableau, flow, z, u, _kernel(problem, z, u, flow.condition))
-    return solve_fixed(problem, tableau, flow, z, u)
+    tableau, kernel = TABLEAUS[problem.method], _kernel(problem, z, u, flow.condition)
+    solver = solve_adaptive if tableau.adaptive else solve_fixed
+    return solver(problem, tableau, flow, z, u, kernel)
 
 
 def with_closed_form(problem: Problem, x: Tensor, condition: dict) -> Problem:
