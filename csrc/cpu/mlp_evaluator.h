@@ -96,7 +96,7 @@ class MlpEvaluator {
   }
   void use_time(T* table, int64_t count, int64_t index) { use_table(table, count, index, true); }
 
- private:
+ protected:
   static int64_t lines(const MlpBuffer& buffer, int64_t rows, int64_t tangents, bool shared_time) {
     if (buffer.depends == 0 || (shared_time && buffer.depends == kOnTime)) return 0;
     return buffer.depends & kOnState ? rows * (1 + tangents) : rows;

@@ -19,6 +19,8 @@
   template <class T>                                                      \
   void mlp_evaluate(const MlpNetwork&, const MlpEvaluateArgs&, int threads); \
   template <class T>                                                      \
+  void mlp_jet(const MlpNetwork&, const MlpJetArgs&, int threads);        \
+  template <class T>                                                      \
   void mlp_grid(const MlpNetwork&, const MlpGridArgs&, int threads);      \
   template <class T>                                                      \
   void mlp_adaptive(const MlpNetwork&, const MlpAdaptiveArgs&, int threads); \

@@ -97,6 +97,16 @@ struct MlpEvaluateArgs {
   double* divergence;    // (rows,), exact, or null; closed form where there is one
 };
 
+// Value and derivatives of order 1 .. order along each direction, the other factors the direction itself.
+struct MlpJetArgs {
+  MlpRows in;
+  const double* times;  // (rows,)
+  int64_t directions, order;
+  const void* vectors;  // (directions, rows, dim)
+  void* value;          // (rows, dim)
+  void* derivatives;    // (order, directions, rows, dim)
+};
+
 // dz/du = of_state z + of_output F(input_scale z, time) on a grid that all rows share, as a table of
 // evaluations e.  Each happens at y + sum_s stage[e, s] k[s]; its slope goes to k[slot[e]] (nowhere if
 // slot[e] < 0); then, if commit[e], y += sum_s update[e, s] k[s].  A divergence is taken where a weight

@@ -139,6 +139,23 @@ class Packed:
         )
         return value, products, divergence
 
+    def jet(
+        self, x: Tensor, time: Tensor, conditions: dict[str, Tensor], directions: Tensor, order: int
+    ) -> tuple[Tensor, Tensor]:
+        """(value (B, d), derivatives (order, K, B, d)) along directions (K, B, d)."""
+        x, time, directions = x.contiguous(), time.double().contiguous(), directions.contiguous()
+        kept, addresses = self._conditions(conditions)
+        value, derivatives = torch.empty_like(x), x.new_empty(order, *directions.shape)
+        call_native(
+            "mlp_jet",
+            x,
+            self.handle,
+            (len(x), len(directions), order),
+            tuple(map(address, (x, None, time, directions, value, derivatives))),
+            addresses,
+        )
+        return value, derivatives
+
     def integrate_grid(
         self,
         z: Tensor,
