@@ -7,7 +7,7 @@
 
 #include "isa.h"
 #include "jet_bindings.h"
-#include "mlp_bindings.h"
+#include "mlp_gradient_bindings.h"
 #include "reader.h"
 #ifdef FASTLIK_CUDA
 #include "fastlik/cuda.h"
@@ -141,6 +141,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("isa", [] { return isa_name(active_isa); }, "The instruction set in use.");
   m.def("select_isa", &select_isa, "Use another instruction set (for tests).");
   define_mlp(m);
+  define_mlp_gradient(m);
   define_jet(m);
   m.def("same_bytes", &same_bytes);
   m.def("rk_combine", &rk_combine);

@@ -2,6 +2,7 @@
 // tensor that Python keeps.
 #pragma once
 
+#include <algorithm>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -59,6 +60,7 @@ struct PackedMlp {
     net.op_count = int32_t(ops.size());
     net.buffer_count = int32_t(buffers.size());
     net.condition_count = int32_t(conditions.size());
+    for (const MlpOp& op : ops) net.weight_count = std::max(net.weight_count, op.weight + 1);
     for (int c = 0; c < net.condition_count; ++c) net.conditions[c] = conditions[c].cast<int32_t>();
     Reader out(output), closed(trace);
     net.output = read_view(out);

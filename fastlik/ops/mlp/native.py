@@ -63,7 +63,7 @@ class Packed:
             program.packed[dtype] = cls(program, dtype)
         return program.packed[dtype]
 
-    def __init__(self, program: Program, dtype: torch.dtype) -> None:
+    def __init__(self, program: Program, dtype: torch.dtype, *, transposed: bool = False) -> None:
         self.program, self.dtype = program, dtype
         self._numbers: list[Tensor] = []
         self._size = 0
@@ -80,6 +80,16 @@ class Packed:
             name = FUNCTIONS.index(op.function) if op.function else 0
             head = (CODES.index(op.code), name, index, op.depends)
             ops.append((*head, *_view(op.out), *_view(op.a), *_view(op.b), op.parameter))
+        # where gradients are found, of weights and then of constants: offset, rows, and length of a row
+        self.places = [(offset, inputs, self._padded(outputs)) for offset, outputs, inputs in weights]
+        self.places += [
+            (start, 1, width)
+            for (width, _, start), buffer in zip(buffers, program.buffers, strict=True)
+            if buffer.constant is not None
+        ]
+        if transposed:  # for gradients
+            matrices = [op.weight.T for op in program.ops if op.weight is not None]
+            weights += [(self._store(self._panels(matrix)), *matrix.shape) for matrix in matrices]
         self._store(torch.zeros(1))  # vectors may be read a little beyond the last number
         self.numbers = torch.cat(self._numbers)
         self.handle = native_module().Mlp(
@@ -102,13 +112,18 @@ class Packed:
         self._numbers.append(torch.nn.functional.pad(flat, (0, self._size - start - len(flat))))
         return start
 
+    def _padded(self, outputs: int) -> int:
+        """Outputs in whole panels."""
+        panel = _PANEL_BYTES // self.dtype.itemsize
+        return -(-outputs // panel) * panel
+
     def _panels(self, weight: Tensor) -> Tensor:
         """(outputs, inputs) -> (panels, inputs, outputs of a panel), zero beyond the outputs."""
         panel = _PANEL_BYTES // self.dtype.itemsize
-        padded = torch.nn.functional.pad(weight.detach(), (0, 0, 0, -len(weight) % panel))
+        padded = torch.nn.functional.pad(weight.detach(), (0, 0, 0, self._padded(len(weight)) - len(weight)))
         return padded.unflatten(0, (-1, panel)).transpose(1, 2)
 
-    def _conditions(self, conditions: dict[str, Tensor]) -> tuple[list[Tensor], tuple[int, ...]]:
+    def conditions(self, conditions: dict[str, Tensor]) -> tuple[list[Tensor], tuple[int, ...]]:
         """The conditions as the kernels read them, kept alive, and their addresses."""
         kept = [conditions[name].to(self.dtype).contiguous() for name in self.program.conditions]
         return kept, tuple(value.data_ptr() for value in kept)
@@ -124,7 +139,7 @@ class Packed:
         """(value (B, d), products J v (K, B, d) or None, divergence (B,) float64 or None)."""
         x, time = x.contiguous(), time.double().contiguous()
         vectors = None if vectors is None else vectors.contiguous()
-        kept, addresses = self._conditions(conditions)
+        kept, addresses = self.conditions(conditions)
         value = torch.empty_like(x)
         products = None if vectors is None else torch.empty_like(vectors)
         divergence = x.new_empty(len(x), dtype=torch.float64) if exact else None
@@ -144,7 +159,7 @@ class Packed:
     ) -> tuple[Tensor, Tensor]:
         """(value (B, d), derivatives (order, K, B, d)) along directions (K, B, d)."""
         x, time, directions = x.contiguous(), time.double().contiguous(), directions.contiguous()
-        kept, addresses = self._conditions(conditions)
+        kept, addresses = self.conditions(conditions)
         value, derivatives = torch.empty_like(x), x.new_empty(order, *directions.shape)
         call_native(
             "mlp_jet",
@@ -169,7 +184,7 @@ class Packed:
         rows: (B,) int64 ids that key the probes.
         """
         z, rows = z.contiguous(), rows.contiguous()
-        kept, addresses = self._conditions(conditions)
+        kept, addresses = self.conditions(conditions)
         latent = torch.empty_like(z)
         quadratures = table.weight.shape[1]
         q = z.new_empty(len(z), divergence.columns, quadratures, dtype=torch.float64)
@@ -208,7 +223,7 @@ class Packed:
     ) -> dict[str, Tensor]:
         """The fields of ``fastlik.solvers.system.Integration``."""
         z, rows = z.contiguous(), rows.contiguous()
-        kept, addresses = self._conditions(conditions)
+        kept, addresses = self.conditions(conditions)
         stages, batch = len(b), len(z)
         square = torch.zeros(stages, stages, dtype=torch.float64)
         for i, row in enumerate(a):
@@ -257,7 +272,7 @@ class Packed:
         INTEGRAL_SHARE, JUMP_SHRUNK, JUMP_MISSED and JUMP_ERROR of ``fastlik.solvers.adams``.
         """
         z, rows = z.contiguous(), rows.contiguous()
-        kept, addresses = self._conditions(conditions)
+        kept, addresses = self.conditions(conditions)
         batch = len(z)
         counts, numbers = torch.empty(3, batch, dtype=torch.int64), z.new_empty(6, batch, dtype=torch.float64)
         y, status = torch.empty_like(z), torch.empty(batch, dtype=torch.int32)

@@ -166,7 +166,7 @@ def _run(
 def jet(
     program: Program, x: Tensor, time: Tensor, conditions: dict[str, Tensor], directions: Tensor, order: int
 ) -> tuple[Tensor, Tensor]:
-    """(F(x), derivatives (order, K, B, d) along directions (K, B, d)) by nested reverse-mode differentiation."""
+    """(F(x), derivatives (order, K, B, d) along directions (K, B, d)), by nested reverse differentiation."""
     keep = torch.is_grad_enabled()
     none = x.new_zeros(0, *x.shape)
     with torch.enable_grad():
@@ -184,7 +184,7 @@ def jet(
 
 
 def _derivative(values: Tensor, step: Tensor) -> Tensor:
-    """Of each row's values (B, d) by its step (B, 1): a vector-Jacobian product, differentiated by its vector."""
+    """Of each row's values (B, d) by its step (B, 1): a reverse pass, differentiated by its vector."""
     if not values.requires_grad:
         return torch.zeros_like(values)
     vector = torch.zeros_like(values, requires_grad=True)
