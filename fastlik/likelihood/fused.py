@@ -16,6 +16,7 @@ from ..ops.mlp.clock import ClockTable, tabulate
 from ..ops.mlp.grid import Ode, runge_kutta
 from ..ops.mlp.native import Divergence, Packed
 from ..ops.mlp.recognise import Unrecognised, recognise
+from ..ops.mlp.snapshot import Snapshot
 from ..ops.rk_step import Controller, Status
 from ..schedule import DiscreteVP
 from ..solvers.adams import INTEGRAL_SHARE, JUMP_ERROR, JUMP_MISSED, JUMP_SHRUNK
@@ -24,7 +25,6 @@ from ..solvers.clock import Clock
 from ..solvers.system import Integration
 from ..solvers.tableau import Tableau
 from .flow import Trace
-from .snapshot import Snapshot
 
 # the network's own result and the kernels' may differ by rounding, in units of the precision
 _ROUNDING = 1e3

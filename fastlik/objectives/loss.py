@@ -43,11 +43,20 @@ def draw(
 
 
 def weighted_errors(
-    model: ScoreModel, x0: Tensor, draws: Draws, forms: Forms, **condition: object
+    model: ScoreModel, x0: Tensor, draws: Draws, forms: Forms, backend: str = "auto", **condition: object
 ) -> Errors:
-    """The errors of each order times the factor of their time, each (B,)."""
+    """The errors of each order times the factor of their time, each (B,); ``backend`` as in
+    :func:`high_order_errors`."""
     errors = high_order_errors(
-        model, x0, draws.t, draws.noise, forms=forms, probes=draws.probes, mixing=draws.mixing, **condition
+        model,
+        x0,
+        draws.t,
+        draws.noise,
+        forms=forms,
+        probes=draws.probes,
+        mixing=draws.mixing,
+        backend=backend,
+        **condition,
     )
     return Errors(*(None if error is None else draws.factor.to(error.dtype) * error for error in errors))
 

@@ -110,9 +110,13 @@ def test_parameters_are_followed(network):
         optimiser.zero_grad()
         (value.square().mean() + products.square().mean()).backward()
         optimiser.step()
-    assert module.out.bias.grad is None and compiled.follows()
+    parameters = list(module.parameters())
+    assert module.out.bias.grad is None and compiled.follows(parameters)
+    module.out.bias.requires_grad_()
+    assert not compiled.follows(parameters)
+    module.out.bias.requires_grad_(False)
     module.out.weight.data = module.out.weight.data.clone()
-    assert not compiled.follows()
+    assert not compiled.follows(parameters)
 
 
 def test_parameters_must_not_change_before_the_backward_pass(network):

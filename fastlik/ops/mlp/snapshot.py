@@ -7,26 +7,22 @@ import operator
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from ..ops.dispatch import native_module
+from fastlik.ops.dispatch import native_module
 
 # modules of these packages compute with their tensors and attributes alone
 _OWN_STATE = ("torch.nn.modules.", "fastlik.nn.")
 _PLAIN = (int, float, str, tuple, dict, set, type(None))
 
 
-class Snapshot:
-    """The modules of ``net`` with their attributes, and a copy of its tensors.
+class Code:
+    """The modules of ``net`` with their attributes.
 
-    ``complete``: whether nothing else decides the result, so that a network for which it :meth:`holds` need
-    not be run.  Hooks and modules of other packages may read anything.
+    ``complete``: whether with the tensors' values they decide the result.  Hooks and modules of other
+    packages may read anything.
     """
 
     def __init__(self, net: nn.Module) -> None:
         self._modules = _modules(net)
-        self._tensors = _tensors(self._modules)
-        self._values = [tensor.detach().clone() for tensor in self._tensors]
-        self._addresses = tuple(value.data_ptr() for value in self._values)
-        self._bytes = tuple(value.nbytes for value in self._values)
         self._attributes = [(code, _copied(read)) for code, read in _attributes(self._modules)]
         self._complete = all(map(_has_own_state, self._modules))
 
@@ -35,22 +31,40 @@ class Snapshot:
         return self._complete and not _has_any_global_hook()
 
     def holds(self, net: nn.Module) -> bool:
-        """Whether ``net`` is as it was: for one that is not ``complete``, as far as its tensors go."""
-        modules = _modules(net)
-        if self._complete and not (_identical(modules, self._modules) and self._same_attributes()):
-            return False
-        return self._same_tensors(_tensors(modules))
-
-    def _same_attributes(self) -> bool:
+        """Whether ``net`` has the same; of one that is not ``complete``, always."""
+        if not self._complete:
+            return True
         try:
-            return _attributes(self._modules) == self._attributes
-        except (RuntimeError, TypeError, ValueError):  # one that is no longer plain
+            modules = _modules(net)
+            return _identical(modules, self._modules) and _attributes(modules) == self._attributes
+        except (RuntimeError, TypeError, ValueError):  # an attribute that is no longer plain
             return False
 
-    def _same_tensors(self, tensors: list[Tensor]) -> bool:
+
+class Snapshot:
+    """The code of ``net``, and a copy of its tensors.
+
+    A network that is ``complete`` and for which it :meth:`holds` need not be run to know that it is the same.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self._code = Code(net)
+        self._tensors = _tensors(net)
+        self._values = [tensor.detach().clone() for tensor in self._tensors]
+        self._addresses = tuple(value.data_ptr() for value in self._values)
+        self._bytes = tuple(value.nbytes for value in self._values)
+
+    @property
+    def complete(self) -> bool:
+        return self._code.complete
+
+    def holds(self, net: nn.Module) -> bool:
+        """Whether ``net`` is as it was: for one that is not ``complete``, as far as its tensors go."""
+        tensors = _tensors(net)  # first: replaced ones cannot be compared as attributes
+        return _identical(tensors, self._tensors) and self._code.holds(net) and self._same_values(tensors)
+
+    def _same_values(self, tensors: list[Tensor]) -> bool:
         # bytes in place of version counters, which edits of .data do not move
-        if not _identical(tensors, self._tensors):
-            return False
         for tensor, value in zip(tensors, self._values, strict=True):
             # a copy has no gaps: those of strides with gaps are not its own
             alike = tensor.shape == value.shape and tensor.stride() == value.stride()
@@ -67,8 +81,8 @@ def _modules(net: nn.Module) -> list[nn.Module]:
     return found
 
 
-def _tensors(modules: list[nn.Module]) -> list[Tensor]:
-    held = [each for module in modules for each in (module._parameters, module._buffers) if each]
+def _tensors(net: nn.Module) -> list[Tensor]:
+    held = [each for module in _modules(net) for each in (module._parameters, module._buffers) if each]
     return [tensor for named in held for tensor in named.values() if tensor is not None]
 
 

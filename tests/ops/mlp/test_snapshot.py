@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fastlik
-from fastlik.likelihood.snapshot import Snapshot
+from fastlik.ops.mlp.snapshot import Snapshot
 
 
 class Net(nn.Module):

@@ -1,0 +1,97 @@
+"""A recognised MLP's value and tangents in C++, differentiable once: for second-order losses and scores."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ..model import ScoreModel, per_row
+from ..ops.dispatch import native_obstacle
+from ..ops.mlp.recognise import Unrecognised
+from ..ops.mlp.snapshot import Code
+from ..ops.mlp.trainable import MAX_TANGENTS, Trainable
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What was found out about a network with this code: None if it is not for the kernels."""
+
+    code: Code
+    trainable: Trainable | None
+
+    @classmethod
+    def of(cls, model: ScoreModel, x: Tensor, widths: dict[str, int], parameters: bool) -> _Known:
+        code, reason = Code(model.net), "its code may read anything"
+        if code.complete:
+            leaves = list(model.net.parameters()) if parameters else None
+            try:
+                return cls(code, Trainable(model.net, x.shape[1], widths, _times(model), x.dtype, leaves))
+            except Unrecognised as error:
+                reason = str(error)
+            except Exception as error:  # of inputs that it does not take: the general path shows it
+                reason = f"the network raised {type(error).__name__} where it was tried"
+        _LOG.debug("no kernel has this model's gradients: %s", reason)
+        return cls(code, None)
+
+    def holds(self, net: nn.Module, parameters: list[Tensor]) -> bool:
+        return self.code.holds(net) and (self.trainable is None or self.trainable.follows(parameters))
+
+
+def _times(model: ScoreModel) -> Tensor:
+    """Some of the network's times."""
+    t = torch.linspace(model.schedule.t_min, model.schedule.t_max, 9, dtype=torch.float64)[1:-1]
+    return model._network_time(t)
+
+
+_CACHE: WeakKeyDictionary[nn.Module, dict[tuple, _Known]] = WeakKeyDictionary()
+
+
+def native_tangents(
+    model: ScoreModel, x: Tensor, t: Tensor, directions: Tensor, condition: dict, *, parameters: bool = True
+) -> tuple[Tensor, Tensor] | None:
+    """The model's own prediction at x (B, d) and times t (B,), and its derivatives along directions
+    (K, B, d).
+
+    None where no kernel does it: for networks with code of their own too, which would have to be run as well
+    to be known for the same.  Gradients by x, directions and, with ``parameters``, the network's parameters.
+    """
+    if _obstacle(model, x, directions, condition):
+        return None
+    trainable = _trainable(model, x, condition, parameters)
+    if trainable is None:
+        return None
+    if model.predicts == "edm":
+        spread = torch.hypot(model.schedule.sigma(t), model.schedule.alpha(t) * model.sigma_data)
+        gain = per_row(1 / spread, x)
+        x, directions = gain * x, gain * directions
+    return trainable(x, model._network_time(t).to(x.dtype), condition, directions)
+
+
+def _obstacle(model: ScoreModel, x: Tensor, directions: Tensor, condition: dict) -> bool:
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return True
+    plain = type(model) is ScoreModel and model.call is None and model.output is None
+    if not plain or not isinstance(model.net, nn.Module) or model._forward_hooks or model._forward_pre_hooks:
+        return True
+    if x.dim() != 2 or not x.is_cpu or len(directions) > MAX_TANGENTS or native_obstacle("mlp", x):
+        return True
+    return any(
+        not isinstance(value, Tensor) or value.dim() != 2 or value.dtype != x.dtype or value.requires_grad
+        for value in condition.values()
+    )
+
+
+def _trainable(model: ScoreModel, x: Tensor, condition: dict, parameters: bool) -> Trainable | None:
+    widths = {name: value.shape[1] for name, value in condition.items()}
+    key = (x.dtype, x.shape[1], tuple(widths.items()), parameters)
+    present = list(model.net.parameters())
+    known = _CACHE.setdefault(model, {}).get(key)
+    if known is None or not known.holds(model.net, present if parameters else []):
+        known = _CACHE[model][key] = _Known.of(model, x, widths, parameters)
+    return known.trainable if known.code.complete else None
