@@ -26,24 +26,23 @@ from .measure import environment
 from .methods import FASTLIK
 
 DIM, DEPTH, FEATURES, ROWS, ROUNDS = 2, 4, 32, 2048, 30
-COMPILE = bool(os.environ.get("FASTLIK_COMPILE"))
+WAYS = ("kernels", "jets", "compiled")
 torch._dynamo.config.recompile_limit = 64
 
 
-@pytest.mark.parametrize(
-    "compiled",
-    [False, pytest.param(True, marks=pytest.mark.skipif(not COMPILE, reason="minutes: FASTLIK_COMPILE=1"))],
-    ids=["eager", "compiled"],
-)
-@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize(("order", "way"), [(1, "jets"), (1, "compiled"), *((2, way) for way in WAYS)])
 @pytest.mark.parametrize("width", [64, 128, 256])
-def bench_gradients(benchmark, width, order, compiled):
+def bench_gradients(benchmark, width, order, way):
+    """By the kernels, by jets, and by jets under torch.compile."""
+    if way == "compiled" and not os.environ.get("FASTLIK_COMPILE"):
+        pytest.skip("a minute of compilation: FASTLIK_COMPILE=1")
     torch.manual_seed(0)
     net = fastlik.nn.MLP(DIM, width=width, depth=DEPTH, time_features=FEATURES)
     nn.init.normal_(net.out.weight, std=0.02)
     forms = choose_forms(order, "full", "auto", DIM, 1)
-    objective = Objective(score_model(net, fastlik.VP(), "noise"), forms, (0.5, 0.1))
-    if compiled:
+    backend = "native" if way == "kernels" else "auto"
+    objective = Objective(score_model(net, fastlik.VP(), "noise"), forms, (0.5, 0.1), backend)
+    if way == "compiled":
         objective.compile()
     x0 = torch.randn(ROWS, DIM)
     draws = draw(objective.model, x0, "likelihood", "importance", forms, 1)
@@ -69,7 +68,7 @@ def bench_gradients(benchmark, width, order, compiled):
     benchmark.extra_info |= {
         "width": width,
         "order": order,
-        "compiled": compiled,
+        "way": way,
         "floor_ms": 1e3 * work / rate,
         "sgemm_gflops": rate / 1e9,
         **environment(FASTLIK),
