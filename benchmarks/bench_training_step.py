@@ -3,8 +3,8 @@
     FASTLIK_COMPILE=1 pytest benchmarks/bench_training_step.py --benchmark-only
 
 The floor is the work of the products that a step cannot do without (forward, and twice that backward, for the
-value and each tangent) at the rate of ``torch.mm`` of the layers' own shape.  Times are CPU time of one thread,
-medians of rounds in which step and product alternate.
+value and each tangent) at the rate of ``torch.mm`` of the layers' own shape.  Times are CPU time of one
+thread, medians of rounds in which step and product alternate.
 """
 
 from __future__ import annotations
