@@ -29,9 +29,9 @@ class _Known:
     def of(cls, model: ScoreModel, x: Tensor, widths: dict[str, int], parameters: bool) -> _Known:
         code, reason = Code(model.net), "its code may read anything"
         if code.complete:
-            leaves = list(model.net.parameters()) if parameters else None
+            inputs = x.shape[1], widths, _times(model), x.dtype
             try:
-                return cls(code, Trainable(model.net, x.shape[1], widths, _times(model), x.dtype, leaves))
+                return cls(code, Trainable(model.net, *inputs, code.tensors, gradients=parameters))
             except Unrecognised as error:
                 reason = str(error)
             except Exception as error:  # of inputs that it does not take: the general path shows it
@@ -39,8 +39,8 @@ class _Known:
         _LOG.debug("no kernel has this model's gradients: %s", reason)
         return cls(code, None)
 
-    def holds(self, net: nn.Module, parameters: list[Tensor]) -> bool:
-        return self.code.holds(net) and (self.trainable is None or self.trainable.follows(parameters))
+    def holds(self, net: nn.Module) -> bool:
+        return self.code.holds(net) and (self.trainable is None or self.trainable.follows())
 
 
 def _times(model: ScoreModel) -> Tensor:
@@ -90,8 +90,7 @@ def _obstacle(model: ScoreModel, x: Tensor, directions: Tensor, condition: dict)
 def _trainable(model: ScoreModel, x: Tensor, condition: dict, parameters: bool) -> Trainable | None:
     widths = {name: value.shape[1] for name, value in condition.items()}
     key = (x.dtype, x.shape[1], tuple(widths.items()), parameters)
-    present = list(model.net.parameters())
     known = _CACHE.setdefault(model, {}).get(key)
-    if known is None or not known.holds(model.net, present if parameters else []):
+    if known is None or not known.holds(model.net):
         known = _CACHE[model][key] = _Known.of(model, x, widths, parameters)
     return known.trainable if known.code.complete else None

@@ -109,7 +109,10 @@ def test_changes_are_followed():
     x, t, directions, _ = batch()
 
     def check():
-        same(native_tangents(model, x, t, directions, {}), fastlik.jvp(lambda x: model(x, t), x, directions))
+        expected = fastlik.jvp(lambda x: model(x, t), x, directions)
+        for parameters in (True, False):
+            actual = native_tangents(model, x, t, directions, {}, parameters=parameters)
+            same(actual, [value.detach() for value in expected])
 
     check()
     model.net.out.weight.data.mul_(2)
@@ -119,6 +122,8 @@ def test_changes_are_followed():
     model.net.embedding.frequencies *= 1.1
     check()
     model.net.out.weight.data = model.net.out.weight.data + 0.1
+    check()
+    model.net.embedding.frequencies = model.net.embedding.frequencies + 0.1
     check()
     model.net.out.weight.requires_grad_(False)
     value, _ = native_tangents(model, x, t, directions, {})

@@ -15,7 +15,7 @@ _PLAIN = (int, float, str, tuple, dict, set, type(None))
 
 
 class Code:
-    """The modules of ``net`` with their attributes.
+    """The modules of ``net`` with their attributes, and which its tensors are.
 
     ``complete``: whether with the tensors' values they decide the result.  Hooks and modules of other
     packages may read anything.
@@ -23,6 +23,7 @@ class Code:
 
     def __init__(self, net: nn.Module) -> None:
         self._modules = _modules(net)
+        self.tensors = _tensors(self._modules)
         self._attributes = [(code, _copied(read)) for code, read in _attributes(self._modules)]
         self._complete = all(map(_has_own_state, self._modules))
 
@@ -31,11 +32,13 @@ class Code:
         return self._complete and not _has_any_global_hook()
 
     def holds(self, net: nn.Module) -> bool:
-        """Whether ``net`` has the same; of one that is not ``complete``, always."""
+        """Whether ``net`` has the same: of one that is not ``complete``, as far as its tensors go."""
+        modules = _modules(net)
+        if not _identical(_tensors(modules), self.tensors):
+            return False
         if not self._complete:
             return True
         try:
-            modules = _modules(net)
             return _identical(modules, self._modules) and _attributes(modules) == self._attributes
         except (RuntimeError, TypeError, ValueError):  # an attribute that is no longer plain
             return False
@@ -49,8 +52,7 @@ class Snapshot:
 
     def __init__(self, net: nn.Module) -> None:
         self._code = Code(net)
-        self._tensors = _tensors(net)
-        self._values = [tensor.detach().clone() for tensor in self._tensors]
+        self._values = [tensor.detach().clone() for tensor in self._code.tensors]
         self._addresses = tuple(value.data_ptr() for value in self._values)
         self._bytes = tuple(value.nbytes for value in self._values)
 
@@ -60,11 +62,11 @@ class Snapshot:
 
     def holds(self, net: nn.Module) -> bool:
         """Whether ``net`` is as it was: for one that is not ``complete``, as far as its tensors go."""
-        tensors = _tensors(net)  # first: replaced ones cannot be compared as attributes
-        return _identical(tensors, self._tensors) and self._code.holds(net) and self._same_values(tensors)
+        return self._code.holds(net) and self._same_values()
 
-    def _same_values(self, tensors: list[Tensor]) -> bool:
+    def _same_values(self) -> bool:
         # bytes in place of version counters, which edits of .data do not move
+        tensors = self._code.tensors
         for tensor, value in zip(tensors, self._values, strict=True):
             # a copy has no gaps: those of strides with gaps are not its own
             alike = tensor.shape == value.shape and tensor.stride() == value.stride()
@@ -81,8 +83,8 @@ def _modules(net: nn.Module) -> list[nn.Module]:
     return found
 
 
-def _tensors(net: nn.Module) -> list[Tensor]:
-    held = [each for module in _modules(net) for each in (module._parameters, module._buffers) if each]
+def _tensors(modules: list[nn.Module]) -> list[Tensor]:
+    held = [each for module in modules for each in (module._parameters, module._buffers) if each]
     return [tensor for named in held for tensor in named.values() if tensor is not None]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +29,9 @@ class _Part:
 class Trainable:
     """A network's program on the network's own tensors, packed anew at each call.
 
-    Of ``leaves``, parameters, those that require gradients get some; None: no gradients of parameters.  A
-    change of the tensors' values is followed, one of anything else is not noticed.
+    ``tensors`` are all that the network has.  With ``gradients``, those that require some get them.  A change
+    of their values is followed, for :meth:`follows` says whether they are where they were; one of anything
+    else is not noticed.
 
     Raises:
         Unrecognised: the kernels cannot run the network, or its weights are computed from its parameters.
@@ -43,20 +44,22 @@ class Trainable:
         conditions: dict[str, int],
         times: Tensor,
         dtype: torch.dtype,
-        leaves: list[Tensor] | None,
+        tensors: list[Tensor],
+        *,
+        gradients: bool = True,
     ) -> None:
         self.program = recognise(f, dim, conditions, times, dtype, torch.device("cpu"), live=True)
         self.dtype = dtype
-        self.leaves = [leaf for leaf in leaves or () if leaf.requires_grad]
+        self._tensors, self._places = tensors, _places(tensors)
+        self.leaves = [tensor for tensor in tensors if gradients and tensor.requires_grad]
         self.packed = Packed(self.program, dtype, transposed=True)
         weights = (op.weight for op in self.program.ops if op.weight is not None)
         constants = (buffer.constant for buffer in self.program.buffers if buffer.constant is not None)
         self._weights, self._constants = list(map(self._own, weights)), list(map(self._own, constants))
-        self._places = _places(leaves or ())
         # what depends on parameters, with where its gradients are found: offset, rows, and length of a row
         self._parts: list[tuple[Tensor, _Part, tuple[int, int, int]]] = []
         for tensor, place in zip((*self._weights, *self._constants), self.packed.places, strict=True):
-            part = None if leaves is None else self._part(tensor)
+            part = self._part(tensor) if gradients else None
             if part is not None:
                 self._parts.append((tensor, part, place))
 
@@ -75,9 +78,9 @@ class Trainable:
         constants = tuple((c.data_ptr(), *c.stride(), 0) for c in self._constants)
         native_module().mlp_pack(self.packed.handle, weights, constants)
 
-    def follows(self, parameters: list[Tensor]) -> bool:
-        """Whether ``parameters`` still are those that it was made with, and where they were."""
-        return self._places == _places(parameters)
+    def follows(self) -> bool:
+        """Whether the network's tensors are where they were, and require what they did."""
+        return self._places == _places(self._tensors)
 
     def gradients(self, numbers: Tensor) -> list[Tensor]:
         """Of the leaves, from those of the packed numbers (N,)."""
@@ -107,8 +110,8 @@ class Trainable:
         raise Unrecognised("a weight is computed from parameters")
 
 
-def _places(parameters: Sequence[Tensor]) -> list[tuple[int, bool]]:
-    return [(parameter.data_ptr(), parameter.requires_grad) for parameter in parameters]
+def _places(tensors: list[Tensor]) -> list[tuple]:
+    return [(each.data_ptr(), each.shape, each.stride(), each.requires_grad) for each in tensors]
 
 
 class _Evaluation(torch.autograd.Function):
