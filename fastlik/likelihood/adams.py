@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..solvers.adams import integrate_adams
 from ..solvers.adaptive import Tolerance
-from ..solvers.status import Status
+from ..solvers.status import Status, all_done
 from ..solvers.system import Integration
 from .flow import LikelihoodFlow
 from .fused import Fused
@@ -78,19 +78,23 @@ def solve_adams(
         if solution.path is not None:
             solution.path.put(index, finer.path)
     solution.discretisation.add_(rounding * size)
-    hopeless = solution.discretisation > _GIVE_UP_ABOVE * limit
-    if bool(hopeless.any()):
-        end.status.masked_fill_(hopeless & (end.status == Status.DONE), int(Status.INACCURATE))
+    if _any_above(_GIVE_UP_ABOVE * limit, solution.discretisation):
+        hopeless = (solution.discretisation > _GIVE_UP_ABOVE * limit) & (end.status == Status.DONE)
+        end.status.masked_fill_(hopeless, int(Status.INACCURATE))
     return solution
+
+
+def _any_above(limit: float, estimates: Tensor) -> bool:
+    """Of few rows, a list is quicker than a reduction."""
+    return any(estimate > limit for estimate in estimates.tolist())
 
 
 def _missed(solution: Solution, error: float) -> Tensor | None:
     """The rows to be solved again, for an estimated error above ``error`` or because they failed, if any."""
-    status, missed = solution.end.status, solution.discretisation > error
-    done = status == Status.DONE
-    if bool((done & ~missed).all()):
+    status = solution.end.status
+    if all_done(status) and not _any_above(error, solution.discretisation):
         return None
-    missed &= done
+    missed = (solution.discretisation > error) & (status == Status.DONE)
     # long steps may have left where the network is sane; shorter ones tell a jump from a sharp turn
     for failed in (Status.NON_FINITE, Status.DISCONTINUOUS):
         missed |= status == failed

@@ -56,8 +56,9 @@ class Problem:
 
     def times(self, u: Tensor) -> Tensor:
         """The schedule's times at clock values ``u`` (B,), which most often are one."""
-        if len(u) and bool((u == u[0]).all()):
-            return torch.full_like(u, _time(self.model.schedule, self.clock, u[0].item()))
+        different = set(u.tolist())
+        if len(different) == 1:
+            return torch.full_like(u, _time(self.model.schedule, self.clock, different.pop()))
         return self.model.schedule.t_at_angle(self.clock.angle(u))
 
     def log_prior(self, latent: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checks import describe_rows
-from ..solvers.status import Status
+from ..solvers.status import Status, all_done
 
 
 class ConvergenceWarning(UserWarning):
@@ -157,10 +157,9 @@ class NLL:
 
 def warn_of_failures(status: Tensor, stopped_at: Tensor, what: str) -> None:
     """One ConvergenceWarning that names the rows that did not end well, why, and at which times."""
-    good = status == Status.DONE
-    if bool(good.all()):
+    if all_done(status):
         return
-    failed = (~good).nonzero().flatten().tolist()
+    failed = (status != Status.DONE).nonzero().flatten().tolist()
     reasons = []
     for code in Status:
         rows = [row for row in failed if int(status[row]) == code]

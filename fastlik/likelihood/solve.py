@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..solvers.status import Status
+from ..solvers.status import Status, all_done
 from ..solvers.system import Integration
 from ..solvers.tableau import TABLEAUS
 from .adams import solve_adams
@@ -89,8 +89,9 @@ def as_nll(problem: Problem, solution: Solution, latent: Tensor) -> NLL:
     size = max(1, math.prod(latent.shape[1:]))
     at_data, at_prior = problem.ends.scale
     nats = -(problem.log_prior(latent) + solution.change + size * math.log(at_prior / at_data))
-    status, done = end.status, end.status == Status.DONE
-    if not (bool(done.all()) and math.isfinite(nats.sum())):
+    status = end.status
+    if not (all_done(status) and math.isfinite(nats.sum())):
+        done = status == Status.DONE
         good = done & nats.isfinite()
         status = status.masked_fill(done & ~good, int(Status.NON_FINITE))
         nats = nats.masked_fill(~good, torch.nan)
