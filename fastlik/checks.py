@@ -51,7 +51,7 @@ def check_batch(x: Tensor, name: str = "x", *, integers: bool = False) -> None:
             f"network, not to the state of the ODE: pass {name}.float()"
         )
     # the sum is quick; it is also not finite where large numbers overflow
-    if not math.isfinite(x.sum()):
+    if not math.isfinite(x.detach().sum()):
         rows = (~x.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
         if rows:
             raise ValueError(

@@ -90,7 +90,7 @@ def as_nll(problem: Problem, solution: Solution, latent: Tensor) -> NLL:
     at_data, at_prior = problem.ends.scale
     nats = -(problem.log_prior(latent) + solution.change + size * math.log(at_prior / at_data))
     status = end.status
-    if not (all_done(status) and math.isfinite(nats.sum())):
+    if not (all_done(status) and math.isfinite(nats.detach().sum())):
         done = status == Status.DONE
         good = done & nats.isfinite()
         status = status.masked_fill(done & ~good, int(Status.NON_FINITE))
