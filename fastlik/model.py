@@ -230,16 +230,26 @@ def check_model(model: object) -> None:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Dropout off and the like; every module's own mode is restored afterwards."""
     training = [module for module in model.modules() if module.training]
-    if any(type(module).train is not nn.Module.train for module in training):
+    # by hand where that is all there is to it: nn.Module's own assignment takes ten times as long
+    plain = all(map(_has_plain_mode, training))
+    if not plain:
         model.eval()
-    # by hand where nothing else depends on it: nn.Module's own assignment takes ten times as long
-    for module in training:
-        vars(module)["training"] = False
+    else:
+        for module in training:
+            vars(module)["training"] = False
     try:
         yield
     finally:
         for module in training:
-            vars(module)["training"] = True
+            if plain:
+                vars(module)["training"] = True
+            else:
+                module.training = True
+
+
+def _has_plain_mode(module: nn.Module) -> bool:
+    own = "training" in vars(module) and type(module).train is nn.Module.train
+    return own and not isinstance(module, torch.jit.ScriptModule)
 
 
 def wrap(
