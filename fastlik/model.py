@@ -248,8 +248,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _has_plain_mode(module: nn.Module) -> bool:
-    own = "training" in vars(module) and type(module).train is nn.Module.train
-    return own and not isinstance(module, torch.jit.ScriptModule)
+    """Not so of scripted and compiled modules."""
+    return "training" in vars(module) and type(module).train is nn.Module.train
 
 
 def wrap(

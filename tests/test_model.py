@@ -137,7 +137,8 @@ def test_evaluating_restores_every_modules_mode(kind):
     model = nn.ModuleList([net])
     before = [module.training for module in model.modules()]
     with evaluating(model):
-        assert [module.training for module in net] == [False, False, kind == "own train"]
+        training = [module.training for module in net.modules()]
+        assert training == [False, False, False, kind == "own train"]
         x = torch.ones(8, 2)
         assert kind == "own train" or torch.equal(net(x), net(x))
     assert [module.training for module in model.modules()] == before
