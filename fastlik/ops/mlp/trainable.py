@@ -82,9 +82,10 @@ class Trainable:
         """Whether the network's tensors are where they were, and require what they did."""
         return self._places == _places(self._tensors)
 
-    def gradients(self, numbers: Tensor) -> list[Tensor]:
-        """Of the leaves, from those of the packed numbers (N,)."""
-        found = [torch.zeros_like(leaf) for leaf in self.leaves]
+    def gradients(self, numbers: Tensor) -> list[Tensor | None]:
+        """Of the leaves, from those of the packed numbers (N,); None of those that are not used."""
+        used = {part.leaf for _, part, _ in self._parts}
+        found = [torch.zeros_like(leaf) if n in used else None for n, leaf in enumerate(self.leaves)]
         for tensor, part, (offset, rows, row) in self._parts:
             block = numbers[offset : offset + rows * row].view(rows, row)[:, : len(tensor)]
             gradient = block.T if tensor.dim() == 2 else block[0]

@@ -136,6 +136,7 @@ def test_shared_and_sliced_parameters():
             super().__init__()
             self.weight = nn.Parameter(torch.randn(6, 3, dtype=torch.float64))
             self.scale = nn.Parameter(torch.ones(6, dtype=torch.float64))
+            self.unused = nn.Parameter(torch.ones(6, dtype=torch.float64))
 
         def forward(self, x, t):
             return self.scale * (x @ self.weight.T).tanh() @ self.weight
@@ -149,6 +150,8 @@ def test_shared_and_sliced_parameters():
         lambda x, v: fastlik.jvp(lambda x: net(x, time), x, v, backend="jets"), x, vectors, net.parameters()
     )
     close(actual, expected, torch.float64)
+    compiled(x, time, {}, vectors)[0].sum().backward()
+    assert net.scale.grad is not None and net.unused.grad is None
 
 
 def test_weights_that_are_computed_are_refused():
