@@ -3,6 +3,9 @@
 ``recognise`` makes a program of an unmodified network, or says why it cannot.  ``value``, ``jvp``, ``jet``
 and ``divergence`` run it; ``Packed`` (``native.py``) integrates its ODE, and ``reference.py`` says in plain
 PyTorch what all of them compute.  A program keeps the weights that the network had when it was recognised.
+
+``Trainable`` is a network's value and tangents on its own parameters, with gradients: those of a loss, and
+by x the products v' J of reverse mode.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from .grid import GridTable, Ode
 from .native import Divergence, Packed
 from .program import Program
 from .recognise import Unrecognised, recognise
+from .trainable import Trainable
 
 ORDERS = (1, 2, 3)
 
@@ -26,6 +30,7 @@ __all__ = [
     "Ode",
     "Packed",
     "Program",
+    "Trainable",
     "Unrecognised",
     "divergence",
     "jet",

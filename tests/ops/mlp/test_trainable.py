@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 import fastlik
-from fastlik.ops.mlp import Unrecognised
-from fastlik.ops.mlp.trainable import Trainable
+from fastlik.ops.mlp import Trainable, Unrecognised
 
 ROUNDING = {torch.float32: 2e-5, torch.float64: 1e-11}
 TIMES = torch.tensor([0.02, 0.3, 0.77, 1.0], dtype=torch.float64)
@@ -158,3 +157,15 @@ def test_weights_that_are_computed_are_refused():
     net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 5)), nn.Tanh(), nn.Linear(5, 3))
     with pytest.raises(Unrecognised, match="computed from parameters"):
         Trainable(lambda x, t: net(x), 3, {}, TIMES, torch.float32, list(net.parameters()))
+
+
+def test_reverse_products(network):
+    """value + VJP: the trace of v' J v by either mode."""
+    module, f, dim, conditions = network("film", torch.float64)
+    compiled = trainable(module, f, dim, conditions, torch.float64)
+    x, time, _, vectors = inputs(dim, conditions, 20, 1, torch.float64)
+    x.requires_grad_()
+    value, _ = compiled(x, time, {}, vectors[:0])
+    (product,) = torch.autograd.grad(value, x, vectors[0])
+    _, forward = compiled(x, time, {}, vectors)
+    close([(product * vectors[0]).sum(1)], [(forward[0] * vectors[0]).sum(1).detach()], torch.float64)
