@@ -135,22 +135,73 @@ def test_changes_are_followed():
     assert native_tangents(model, x, t, directions, {}) is None
 
 
-def test_what_the_kernels_do_not_take(caplog):
-    x, t, directions, _ = batch()
-    model = model_of()
-
+def test_networks_with_code_of_their_own_are_watched(caplog):
     class Own(nn.Module):
         def __init__(self):
             super().__init__()
-            self.net = model.net
+            self.inner, self.sign = nn.Linear(2, 2), 1.0
 
         def forward(self, x, t):
-            return self.net(x, t)
+            return self.sign * self.inner(x).tanh()
 
+    model = fastlik.wrap(Own().double(), fastlik.VP(), "noise")
+    x, t, directions, _ = batch()
+    x[0] = torch.nan
+
+    def check():
+        actual = native_tangents(model, x, t, directions, {})
+        expected = fastlik.jvp(lambda x: model(x, t), x, directions)
+        same([value[..., 1:, :] for value in actual], [value[..., 1:, :] for value in expected])
+
+    check()
+    model.net.inner.weight.data.mul_(2)
+    check()
     with caplog.at_level(logging.DEBUG, logger="fastlik"):
-        own = fastlik.wrap(Own(), fastlik.VP(), "noise")
-        assert native_tangents(own, x, t, directions, {}) is None
-        assert "its code may read anything" in caplog.text
+        model.net.sign = -1.0
+        assert native_tangents(model, x, t, directions, {}) is None
+    assert "other values than when it was recognised" in caplog.text
+    empty = native_tangents(model, x[:0], t[:0], directions[:, :0], {})
+    assert empty is None
+    model.net.inner = nn.Linear(2, 2).double()
+    check()
+
+
+def test_trying_a_network_in_training_leaves_no_trace(caplog):
+    """Running averages and random numbers are as if it had not been tried."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2)).double()
+
+    def call(net, x, t):
+        return net(torch.cat((x, t[:, None].to(x)), 1))
+
+    class Concat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x, t):
+            return call(self.net, x, t)
+
+    model = fastlik.wrap(Concat(), fastlik.VP(), "noise").train()
+    x, t, directions, _ = batch()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    torch.manual_seed(0)
+    with caplog.at_level(logging.DEBUG, logger="fastlik"):
+        assert native_tangents(model, x, t, directions, {}) is None
+    assert "batch_norm" in caplog.text
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(after, torch.rand(1))
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_what_the_kernels_do_not_take(caplog):
+    x, t, directions, _ = batch()
+    model = model_of()
+    with caplog.at_level(logging.DEBUG, logger="fastlik"):
+        hooked = fastlik.wrap(model_of().net, fastlik.VP(), "noise")
+        hooked.net.out.register_forward_hook(lambda module, given, result: None)
+        assert native_tangents(hooked, x, t, directions, {}) is None
+        assert "there are hooks" in caplog.text
         softmax = fastlik.wrap(nn.Softmax(1), fastlik.VP(), "noise")
         assert native_tangents(softmax, x, t, directions, {}) is None
         assert "TypeError" in caplog.text  # it takes no time

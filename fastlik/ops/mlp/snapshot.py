@@ -25,11 +25,17 @@ class Code:
         self._modules = _modules(net)
         self.tensors = _tensors(self._modules)
         self._attributes = [(code, _copied(read)) for code, read in _attributes(self._modules)]
-        self._complete = all(map(_has_own_state, self._modules))
+        self._complete = all(map(_has_own_state, self._modules)) and not self.hooked
 
     @property
     def complete(self) -> bool:
         return self._complete and not _has_any_global_hook()
+
+    @property
+    def hooked(self) -> bool:
+        """Whether code of somebody else's runs with the network."""
+        hooks = (module._forward_hooks or module._forward_pre_hooks for module in self._modules)
+        return any(hooks) or _has_any_global_hook()
 
     def holds(self, net: nn.Module) -> bool:
         """Whether ``net`` has the same: of one that is not ``complete``, as far as its tensors go."""
@@ -101,9 +107,8 @@ def _copied(attributes: dict[str, object]) -> dict[str, object]:
 
 
 def _has_own_state(module: nn.Module) -> bool:
-    hooked = module._forward_hooks or module._forward_pre_hooks
     plain = all(isinstance(value, _PLAIN) for value in vars(module).values())
-    return type(module).__module__.startswith(_OWN_STATE) and plain and not hooked
+    return type(module).__module__.startswith(_OWN_STATE) and plain
 
 
 def _identical(some: list, others: list) -> bool:
