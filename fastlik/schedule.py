@@ -10,21 +10,46 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property, wraps
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
+
+Value = TypeVar("Value")
 
 
 def _time(t: Tensor | float) -> Tensor:
     return t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
 
 
+def remembered(f: Callable[..., Value]) -> Callable[..., Value]:
+    """``f(schedule, *arguments)``, computed once for each schedule (which is frozen) and hashable arguments.
+
+    For numbers, not tensors: those could belong to an inference mode or a graph.
+    """
+
+    @wraps(f)
+    def recall(schedule: Schedule, *arguments: object) -> Value:
+        known, key = schedule._known, (f, *arguments)
+        if key not in known:
+            known[key] = f(schedule, *arguments)
+        return known[key]
+
+    return recall
+
+
 @dataclass(frozen=True)
 class Schedule(ABC):
     """Base class. ``t_min`` and ``t_max`` bound the time interval on which the process is used."""
+
+    @cached_property
+    def _known(self) -> dict:
+        """What :func:`remembered` functions found."""
+        return {}
 
     @property
     def t_data(self) -> float:
@@ -75,7 +100,7 @@ class Schedule(ABC):
 
     def to_dict(self) -> dict:
         """A JSON-able description; :func:`from_dict` makes the schedule again."""
-        return {"name": type(self).__name__, **asdict(self)}
+        return {"name": type(self).__name__} | {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """Schedules: inverses, derivatives, the closed forms of the literature."""
 
 import math
+import pickle
 
 import pytest
 import torch
 
 import fastlik
-from fastlik.schedule import from_dict, named
+from fastlik.schedule import from_dict, named, remembered
 
 
 def times(schedule, n=64):
@@ -89,3 +90,24 @@ def test_discrete_table_is_met_at_the_indices():
 def test_bad_schedules_say_what_is_valid(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_what_is_remembered_belongs_to_one_schedule():
+    """Schedules that compare equal may still differ, and arguments do."""
+
+    class Own(fastlik.VP):
+        def __init__(self, gain):
+            super().__init__()
+            object.__setattr__(self, "gain", gain)
+
+    calls = []
+
+    @remembered
+    def gain(schedule, factor):
+        calls.append(factor)
+        return factor * schedule.gain
+
+    one, two = Own(1.0), Own(2.0)
+    assert one == two and pickle.loads(pickle.dumps(fastlik.VP())) == fastlik.VP()
+    assert [gain(one, 3.0), gain(two, 3.0), gain(one, 3.0), gain(one, 4.0)] == [3.0, 6.0, 3.0, 4.0]
+    assert calls == [3.0, 3.0, 4.0]

@@ -160,7 +160,7 @@ def _companion(angle: Tensor, z: Tensor, v: Tensor) -> Tensor:
     return 2 * (z * v).sum(1) + v.square().sum(1) / angle.tan().clamp(min=1e-12)
 
 
-def take_rows(value: object, index: Tensor, batch: int) -> object:
+def take_rows(value: object, index: Tensor | slice, batch: int) -> object:
     """A condition's rows ``index`` where it is a tensor with one entry a row, else itself."""
     if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch:
         return value[index]

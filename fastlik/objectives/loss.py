@@ -48,16 +48,15 @@ def weighted_errors(
     x0: Tensor,
     draws: Draws,
     forms: Forms,
+    backend: str = "auto",
     captured: Captured | None = None,
     **condition: object,
 ) -> Errors:
-    """The errors of each order times the factor of their time, each (B,).
-
-    ``captured`` is the model's graph, for torch.compile.
-    """
+    """The errors of each order times the factor of their time, each (B,); ``backend`` and ``captured`` as in
+    :func:`high_order_errors`."""
     errors = high_order_errors(
         model, x0, draws.t, draws.noise, forms=forms, probes=draws.probes, mixing=draws.mixing,
-        captured=captured, **condition,
+        backend=backend, captured=captured, **condition,
     )  # fmt: skip
     return Errors(*(None if error is None else draws.factor.to(error.dtype) * error for error in errors))
 

@@ -16,11 +16,18 @@ class Objective(nn.Module):
     """The losses of a batch; a module, so that wrappers and compilers see all that is differentiated.
 
     weights: of second and third order, numbers or functions of time.
+    backend: of the derivatives, as in ``fastlik.objectives.high_order_errors``.
     """
 
-    def __init__(self, model: ScoreModel, forms: Forms, weights: tuple[OrderWeight, OrderWeight]) -> None:
+    def __init__(
+        self,
+        model: ScoreModel,
+        forms: Forms,
+        weights: tuple[OrderWeight, OrderWeight],
+        backend: str = "native",
+    ) -> None:
         super().__init__()
-        self.model, self.forms, self.weights = model, forms, weights
+        self.model, self.forms, self.weights, self.backend = model, forms, weights, backend
         self.captured: Captured | None = None
 
     def compile_for(self, x0: Tensor, condition: dict[str, Tensor]) -> None:
@@ -38,7 +45,9 @@ class Objective(nn.Module):
 
     def forward(self, x0: Tensor, draws: Draws, condition: dict[str, Tensor]) -> Tensor:
         """(1 + order,) sums over the rows of x_0 (B, *event): what is minimised, and each order's loss."""
-        errors = weighted_errors(self.model, x0, draws, self.forms, self.captured, **condition)
+        errors = weighted_errors(
+            self.model, x0, draws, self.forms, self.backend, self.captured, **condition
+        )
         errors = [error for error in errors if error is not None]
         total = errors[0].sum()
         for weight, error in zip(self.weights, errors[1:], strict=False):

@@ -24,6 +24,14 @@
   template <class T>                                                      \
   void mlp_evaluate(const MlpNetwork&, const MlpEvaluateArgs&, int threads); \
   template <class T>                                                      \
+  MlpTape mlp_tape(const MlpNetwork&, int64_t rows, int64_t tangents, int threads); \
+  template <class T>                                                      \
+  void mlp_record(const MlpNetwork&, const MlpEvaluateArgs&, const MlpTape&, int threads); \
+  template <class T>                                                      \
+  void mlp_reverse(const MlpNetwork&, const MlpReverseArgs&, int threads); \
+  template <class T>                                                      \
+  void mlp_jet(const MlpNetwork&, const MlpJetArgs&, int threads);        \
+  template <class T>                                                      \
   void mlp_grid(const MlpNetwork&, const MlpGridArgs&, int threads);      \
   template <class T>                                                      \
   void mlp_adaptive(const MlpNetwork&, const MlpAdaptiveArgs&, int threads); \
