@@ -27,19 +27,26 @@ def _time(t: Tensor | float) -> Tensor:
 
 
 def remembered(f: Callable[..., Value]) -> Callable[..., Value]:
-    """``f(schedule, *arguments)``, computed once for each schedule (which is frozen) and hashable arguments.
+    """``f(schedule, *arguments)``, computed once for each schedule that is frozen, and hashable arguments.
 
     For numbers, not tensors: those could belong to an inference mode or a graph.
     """
 
     @wraps(f)
     def recall(schedule: Schedule, *arguments: object) -> Value:
+        if not is_frozen(schedule):
+            return f(schedule, *arguments)
         known, key = schedule._known, (f, *arguments)
         if key not in known:
             known[key] = f(schedule, *arguments)
         return known[key]
 
     return recall
+
+
+def is_frozen(schedule: Schedule) -> bool:
+    """Whether it is one of this module's: others may change, as those that are learned do."""
+    return type(schedule).__module__ == __name__
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,9 @@ class Schedule(ABC):
     def _known(self) -> dict:
         """What :func:`remembered` functions found."""
         return {}
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "_known"}
 
     @property
     def t_data(self) -> float:

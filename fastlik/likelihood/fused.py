@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,7 +21,7 @@ from ..ops.mlp.packed_chain import PackedChain
 from ..ops.mlp.recognise import Unrecognised, recognise
 from ..ops.mlp.snapshot import Snapshot
 from ..ops.rk_step import Controller, Status
-from ..schedule import DiscreteVP
+from ..schedule import DiscreteVP, is_frozen
 from ..solvers.adams import INTEGRAL_SHARE, JUMP_ERROR, JUMP_MISSED, JUMP_SHRUNK
 from ..solvers.adaptive import Tolerance
 from ..solvers.clock import Clock
@@ -170,11 +171,10 @@ class Fused:
             self.packed.table(self._clock_table(u0, u1))
 
     def _clock_table(self, u0: float, u1: float) -> ClockTable:
-        key = (*_conventions(self.model), self.clock, u0, u1)
-        tables = _CACHE[self.model].tables
-        if key not in tables:
-            tables[key] = tabulate(self._clock_functions, u0, u1, _kinks(self.model, self.clock))
-        return tables[key]
+        def make() -> ClockTable:
+            return tabulate(self._clock_functions, u0, u1, _kinks(self.model, self.clock))
+
+        return _CACHE[self.model].recall("table", self.model, self.clock, (u0, u1), make)
 
     def _clock_functions(self, u: Tensor) -> Tensor:
         angle = self.clock.angle(u)
@@ -193,9 +193,11 @@ def _ode(model: ScoreModel, clock: Clock, u: Tensor) -> Ode:
     return Ode(*(value.double().expand(u.shape).contiguous() for value in values))
 
 
-def _conventions(model: ScoreModel) -> tuple:
-    """Everything about the model that its ODE follows from, but for the network."""
-    return model.schedule, model.predicts, model.time, model.time_scale, model.sigma_data
+def _conventions(model: ScoreModel, clock: Clock, u: tuple[float, float]) -> tuple | None:
+    """Everything that the ODE follows from, but for the network; None where that may change unseen."""
+    if not is_frozen(model.schedule) or not isinstance(model.time, (str, FunctionType)):
+        return None
+    return model.schedule, model.predicts, model.time, model.time_scale, model.sigma_data, clock, *u
 
 
 def _kinks(model: ScoreModel, clock: Clock) -> list[float]:
@@ -214,8 +216,7 @@ class _Known:
     output: object
     snapshot: Snapshot
     packed: dict[tuple, Packed] = field(default_factory=dict)
-    tables: dict[tuple, ClockTable] = field(default_factory=dict)
-    ends: dict[tuple, Ode] = field(default_factory=dict)
+    made: dict[tuple, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: ScoreModel) -> _Known:
@@ -223,6 +224,18 @@ class _Known:
 
     def holds(self, model: ScoreModel) -> bool:
         return model.call is self.call and model.output is self.output and self.snapshot.holds(model.net)
+
+    def recall(
+        self, what: str, model: ScoreModel, clock: Clock, u: tuple[float, float], make: Callable[[], Any]
+    ) -> Any:
+        """What ``make`` makes of the conventions; once, where these stay."""
+        conventions = _conventions(model, clock, u)
+        if conventions is None:
+            return make()
+        key = (what, *conventions)
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
 
     def is_complete(self, model: ScoreModel) -> bool:
         """Whether nothing but what :meth:`holds` compares decides the network's result."""
@@ -262,7 +275,7 @@ def fuse(
         if known is None:
             known = _CACHE[model] = _Known.of(model)
         known.packed[key] = found
-    if not known.is_complete(model) and not _agrees(model, known, key, z, (clock, *u), condition):
+    if not known.is_complete(model) and not _agrees(model, known, key, clock, z, u, condition):
         found = _pack(model, z, widths, _times(model, clock, u), precision)
         if isinstance(found, str):
             del known.packed[key]
@@ -327,17 +340,18 @@ def _agrees(
     model: ScoreModel,
     known: _Known,
     key: tuple,
+    clock: Clock,
     z: Tensor,
-    span: tuple[Clock, float, float],
+    u: tuple[float, float],
     condition: dict[str, Tensor],
 ) -> bool:
     """Whether network and kernels give the same for the first row, at both ends of the time."""
     if len(z) == 0:
         return True
-    conventions = (*_conventions(model), *span)
-    if conventions not in known.ends:
-        known.ends[conventions] = _ode(model, span[0], torch.tensor(span[1:], dtype=torch.float64))
-    ends, packed = known.ends[conventions], known.packed[key]
+    ends = known.recall(
+        "ends", model, clock, u, lambda: _ode(model, clock, torch.tensor(u, dtype=torch.float64))
+    )
+    packed = known.packed[key]
     x = z[:1] * ends.input_scale[:, None].to(z)
     given = {name: value[:1].expand(len(x), -1) for name, value in condition.items()}
     with torch.no_grad():
