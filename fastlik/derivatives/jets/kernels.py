@@ -84,19 +84,19 @@ def attention(
     scale: float | None,
     grouped: bool,
 ) -> Jet | None:
-    """The first-order jet of softmax attention; None where the kernel is not to run."""
+    """The jet of softmax attention; None where the kernel is not to run."""
     jets = (query, key, value)
-    if not all(isinstance(each, Jet) and each.ndim == 4 and each.layout is ALONG[1] for each in jets):
+    if not all(isinstance(each, Jet) and each.ndim == 4 for each in jets):
         return None
     if dropout or grouped or isinstance(mask, Jet):
         return None
-    if any(carried("attention", each) is None for each in jets):
+    parts = [carried("attention", each) for each in jets]
+    if None in parts or not _unhindered(attention_obstacle(query.primal, mask)):
         return None
-    if not _unhindered(attention_obstacle(query.primal, mask)):
-        return None
-    primals, tangents = zip(*((each.primal, each.parts[0]) for each in jets), strict=True)
-    result, tangent = attention_op(*primals, *tangents, mask=mask, causal=causal, scale=scale)
-    return _jet_of(query, result, [tangent])
+    firsts, seconds = zip(*parts, strict=True)
+    primals = (each.primal for each in jets)
+    result, *derivatives = attention_op(*primals, *firsts, *seconds, mask=mask, causal=causal, scale=scale)
+    return _jet_of(query, result, derivatives)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def forward_kernel(
     weight, weight1 = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
     out, out1 = tl.zeros([ROWS, HEAD], tl.float32), tl.zeros([ROWS, HEAD], tl.float32)
     anchor1 = tl.zeros([ROWS], tl.float32)
-    query2, key2, value2 = query, query, query
+    query2 = query
     if CURVED or SEVERAL:
         weight2, out2 = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS, HEAD], tl.float32)
         anchor2 = tl.zeros([ROWS], tl.float32)
@@ -77,6 +77,7 @@ def forward_kernel(
         out = out * shrink[:, None] + dot(rounded, value)
         out1 = out1 * shrink[:, None] + dot(rounded1, value) + dot(rounded, value1)
         if CURVED:
+            key2, value2 = key, value
             if BENT:
                 key2 = rows_of(k2 + k1_at, column, keys, size, COLUMNS, HEAD)
                 value2 = rows_of(v2 + k1_at, column, keys, size, COLUMNS, HEAD)
