@@ -1,4 +1,4 @@
-"""Tiles of softmax attention that its kernels share: loads, stores, products, scores and their derivatives."""
+"""Tiles of softmax attention that its kernels share: loads, stores, products, scores and derivatives."""
 
 from __future__ import annotations
 

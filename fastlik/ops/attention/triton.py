@@ -5,8 +5,8 @@ mu = rowsum(P S1), a = S1 - mu, nu = rowsum(P (S2 + a^2)):
 
     P1 = P a,    P2 = P (S2 + a^2 - nu),    O = P V,    O1 = P1 V + P V1,    O2 = P2 V + 2 P1 V1 + P V2.
 
-Backwards from gradients g of O, h of O1 and w of O2, with A = g V' + h V1' + w V2', B = h V' + 2 w V1', C = w V',
-and of each row alpha = g . O + h . O1 + w . O2, beta = h . O + 2 w . O1, gamma = w . O:
+Backwards from gradients g of O, h of O1 and w of O2, with A = g V' + h V1' + w V2', B = h V' + 2 w V1',
+C = w V', and of each row alpha = g . O + h . O1 + w . O2, beta = h . O + 2 w . O1, gamma = w . O:
 
     dS2 = P (C - gamma),    dS1 = P (B - beta + 2 a (C - gamma)),
     dS = P (A - alpha + a (B - beta) + (S2 + a^2 - nu) (C - gamma)).
@@ -126,7 +126,8 @@ def forward(results: list[Tensor], *args: object) -> None:
         count = len(call.query1[run])
         several = not call.curved and count > 1 and call.query.dtype != torch.float32
         blocks = _blocks(call, several)
-        forward_kernel[call.grid(call.query.shape[2], blocks["ROWS"], (count + 1) // 2 if several else count)](
+        grid = call.grid(call.query.shape[2], blocks["ROWS"], (count + 1) // 2 if several else count)
+        forward_kernel[grid](
             *call.tensors(run, bent),
             results[0],
             *(each[run] for each in outputs),
