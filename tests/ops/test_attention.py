@@ -30,10 +30,11 @@ def masked(mask=None, **options):
     return operation
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("count", "kind"), [(1, "none"), (2, "none"), (3, "none"), (2, "along"), (1, "sum"), (3, "sum")]
+)
 def test_values_and_gradients(count, kind):
-    check(masked(), *make((2, 1, 37, 24), 70, count, kind=kind))
+    check(masked(), *make((1, 1, 37, 24), 50, count, kind=kind))
 
 
 @pytest.mark.parametrize(("size", "kind"), [(16, "none"), (33, "sum"), (64, "along")])
@@ -44,10 +45,10 @@ def test_head_sizes_and_a_causal_mask(size, kind):
 @pytest.mark.parametrize("kind", ["none", "sum"])
 @pytest.mark.parametrize("mask", ["bool", "sum"])
 def test_masks(mask, kind):
-    tensors = make((2, 3, 21, 32), 40, 1, kind=kind)
-    seen = normal(2, 1, 21, 40, seed=8) > 0
+    tensors = make((2, 2, 21, 32), 33, 1, kind=kind)
+    seen = normal(2, 1, 21, 33, seed=8) > 0
     seen[1, 0, 5] = False  # a query that sees nothing
-    check(masked(seen if mask == "bool" else normal(3, 21, 1, seed=8).expand(3, 21, 40)), *tensors)
+    check(masked(seen if mask == "bool" else normal(2, 21, 1, seed=8).expand(2, 21, 33)), *tensors)
 
 
 # the interpreter cannot multiply matrices in bfloat16
@@ -55,7 +56,7 @@ def test_masks(mask, kind):
 def test_low_precision(dtype):
     check(masked(), *make((1, 2, 30, 64), 50, 2, dtype))
     check(masked(causal=True), *make((1, 1, 20, 100), 20, 3, dtype))
-    check(masked(), *make((1, 1, 20, 100), 40, 2, dtype, "sum"))
+    check(masked(), *make((1, 1, 20, 100), 30, 2, dtype, "sum"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

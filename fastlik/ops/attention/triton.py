@@ -88,19 +88,31 @@ class Call(NamedTuple):
         return triton.cdiv(length, block), self.query.shape[0] * self.query.shape[1], count
 
 
+def _head(call: Call) -> int:
+    return max(16, triton.next_power_of_2(call.query.shape[-1]))
+
+
+def _options(rows: int, columns: int, warps: int, stages: int, head: int) -> dict[str, int]:
+    return {"ROWS": rows, "COLUMNS": columns, "HEAD": head, "num_warps": warps, "num_stages": stages}
+
+
 def _blocks(call: Call, several: bool) -> dict[str, int]:
-    """Tiles that the registers hold, for a head of this size and dtype."""
-    head = max(16, triton.next_power_of_2(call.query.shape[-1]))
-    wide = call.query.dtype == torch.float32
-    # each of the accumulators takes 32 registers at most
-    rows, warps = (32, 4) if wide else (128 if head <= 64 else 64, 8)
-    columns = 32 if wide or several or call.curved or head > 64 else 64
-    return {"ROWS": rows, "COLUMNS": columns, "HEAD": head, "num_warps": warps, "num_stages": 2}
+    """Tiles that the registers hold, as benchmarks/results/triton_resources.json tells."""
+    head = _head(call)
+    if call.query.dtype == torch.float32:
+        return _options(16, 16, 8, 1, head) if call.curved else _options(16, 32, 4, 2, head)
+    if call.curved:
+        return _options(64, 32, 4, 2, head) if head <= 64 else _options(32, 32, 8, 2, head)
+    return _options(128, 32 if several else 64, 8, 2, head) if head <= 64 else _options(64, 32, 8, 2, head)
 
 
 def _backward_blocks(call: Call) -> dict[str, int]:
-    head = max(16, triton.next_power_of_2(call.query.shape[-1]))
-    return {"ROWS": 32, "COLUMNS": 32, "HEAD": head, "num_warps": 4 if head <= 64 else 8, "num_stages": 1}
+    head = _head(call)
+    if call.query.dtype == torch.float32:
+        return _options(16, 16, 4, 1, head)
+    if call.curved and head > 64:
+        return _options(16, 16, 8, 1, head)
+    return _options(32, 32, 4 if head <= 64 else 8, 1, head)
 
 
 def allocate(query: Tensor, *others: object, together: bool) -> list[Tensor]:
@@ -124,7 +136,7 @@ def forward(results: list[Tensor], *args: object) -> None:
     outputs, lse, means = _named(call, results)
     for run, bent in call.runs():
         count = len(call.query1[run])
-        several = not call.curved and count > 1 and call.query.dtype != torch.float32
+        several = count > 1 and not call.curved and call.query.dtype != torch.float32 and _head(call) <= 64
         blocks = _blocks(call, several)
         grid = call.grid(call.query.shape[2], blocks["ROWS"], (count + 1) // 2 if several else count)
         forward_kernel[grid](

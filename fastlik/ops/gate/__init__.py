@@ -49,8 +49,8 @@ def gate(
     lengths = [[None if each is None else len(each) for each in pair] for pair in ((a1, a2), (b1, b2))]
     if a.shape != b.shape or a.dtype != b.dtype or lengths[0] != lengths[1]:
         raise ValueError(
-            f"a and b must be alike with as many derivatives, got {tuple(a.shape)} {a.dtype} {lengths[0]} and "
-            f"{tuple(b.shape)} {b.dtype} {lengths[1]}"
+            f"a and b must be alike with as many derivatives, got {tuple(a.shape)} {a.dtype} {lengths[0]} "
+            f"and {tuple(b.shape)} {b.dtype} {lengths[1]}"
         )
     tensors = [each for each in (a, b, a1, b1, a2, b2) if each is not None]
     if choose("gate", backend, *tensors) == "torch" or not len(a1):

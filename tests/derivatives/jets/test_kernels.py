@@ -10,6 +10,7 @@ from torch.nn import functional as F
 import fastlik
 from fastlik.ops.activation.triton import FUSED as ACTIVATION
 from fastlik.ops.attention.triton import FUSED as ATTENTION
+from fastlik.ops.gate.triton import FUSED as GATE
 from fastlik.ops.normalisation.triton import FUSED as NORMALISATION
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,6 +33,7 @@ def kernels(monkeypatch):
 
     counted("activation", ACTIVATION, lambda args: args[4])
     counted("normalisation", NORMALISATION, lambda args: args[8])
+    counted("gate", GATE, lambda args: args[6])
     counted("attention", ATTENTION, lambda args: args[6] is not None)
     return ran
 
@@ -134,3 +136,48 @@ def test_a_deferred_norm_is_what_was_written_last(kernels):
     expected = fastlik.jet(f, x.double(), v.double(), 1, backend="torch")
     for a, b in zip(fastlik.jet(f, x, v, 1, backend="jets"), expected, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+
+
+def written(x):
+    """A norm and an activation of what is then written to, in a tensor of its own and through a view."""
+    a, b = x.sin(), x.cos()
+    top = b[:, :2]
+    h, gated = F.group_norm(a, 2), F.silu(b)
+    a.mul_(3.0)
+    top.mul_(2.0)
+    return h * a + gated * b
+
+
+def written_out(x):
+    a, b = x.sin(), x.cos()
+    return F.group_norm(a, 2) * 3 * a + F.silu(b) * torch.cat((2 * b[:, :2], b[:, 2:]), 1)
+
+
+def gates(x):
+    """SwiGLU, GEGLU by halves, a plain product, one that broadcasts, squares, a constant factor."""
+    a, b = torch.cat((x, x.sin()), 1).chunk(2, 1)
+    total = F.silu(a) * b + x.cos() * F.gelu(b) + a * b.tanh() * a[:, :1]
+    return total + F.silu(x) * F.silu(x) + F.softplus(b) * a + F.silu(a) * 2.0
+
+
+@pytest.mark.parametrize(("order", "options"), ORDERS)
+@pytest.mark.parametrize(("f", "truth", "count"), [(written, written_out, 0), (gates, gates, 2)])
+def test_what_is_deferred_is_what_was_written(kernels, f, truth, count, order, options):
+    x = torch.randn(2, 4, 3, device=DEVICE)
+    v = directions(x)
+    expected = fastlik.jet(truth, x.double(), v.double(), order, backend="torch", **options)
+    with torch.no_grad():
+        actual = fastlik.jet(f, x, v, order, backend="jets", **options)
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+    assert kernels["gate", "silu"] == count
+
+
+def test_gates_get_their_gradients(kernels):
+    x = torch.randn(2, 4, 3, device=DEVICE).requires_grad_()
+    truth = x.detach().double().requires_grad_()
+    for each, backend in ((x, "jets"), (truth, "torch")):
+        results = fastlik.jet(gates, each, directions(each.detach()), 2, backend=backend)
+        sum(result.square().sum() for result in results).backward()
+    torch.testing.assert_close(x.grad.double(), truth.grad, rtol=1e-4, atol=1e-4)
+    assert kernels["gate", "gelu"] == 1

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
+from ..deferred import Deferred
 from ..jet import Jet, lift, nothing_recorded
 from ..layout import PRIMAL, Layout
 from ..registry import rule
@@ -86,6 +87,9 @@ def mul(a: Operand, b: Operand) -> Jet:
         return _scaled(a, lambda part: part * b, b)
     if not isinstance(a, Jet):
         return _scaled(b, lambda part: part * a, a)
+    joined = kernels.product(a, b)
+    if joined is not None:
+        return joined
     if a is b:
         return square(a)
     ndim = rank(a, b)
@@ -225,7 +229,7 @@ def neg(a: Jet) -> Jet:
 def addcmul(a: Operand, b: Operand, c: Operand, *, value: float = 1) -> Jet | Tensor:
     if isinstance(b, Jet) and isinstance(a, Tensor) and isinstance(c, Tensor):  # FiLM
         factor = c if value == 1 else c * value
-        if isinstance(b, kernels.Deferred):
+        if isinstance(b, Deferred):
             return add(mul(b, factor), a)
         if _holds(b, a, factor) and nothing_recorded():
             total = b.empty_like()
