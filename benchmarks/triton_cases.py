@@ -69,7 +69,7 @@ def _attention(size: int, count: int, mask: str = "none") -> Case:
 
 def _hutchinson(dtype: torch.dtype) -> None:
     jv, rows = empty(2, 64, 3072, dtype=dtype), empty(64, dtype=torch.int64)
-    _both_ways(HUTCHINSON, 1, jv, rows, rows, 0, 1)
+    _both_ways(HUTCHINSON, 1, jv, rows, rows, 0, 0, 1)
 
 
 CASES: dict[str, dict[str, Case]] = {

@@ -167,6 +167,15 @@ def choose(op: str, backend: str, tensor: Tensor, *others: Tensor) -> str:
     return fall_back(backend, obstacle) if obstacle else wanted
 
 
+def takes_triton(op: str, tensor: Tensor, *others: Tensor) -> bool:
+    """Whether Triton is to run ``op`` where nobody names a backend: on a GPU, or by FASTLIK_BACKEND."""
+    if not (tensor.is_cuda or interpreted()) or tensor.dtype not in TRITON_DTYPES:
+        return False
+    if os.environ.get("FASTLIK_BACKEND") == "native":  # that is for operations that have such a one
+        return False
+    return choose(op, "auto", tensor, *others) == "triton"
+
+
 def fall_back(backend: str, obstacle: str) -> str:
     """ "torch", with one warning, where "auto" meets an obstacle; RuntimeError where a backend was named."""
     if backend != "auto":

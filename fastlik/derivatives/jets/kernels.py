@@ -15,7 +15,7 @@ from torch import Tensor
 from ...ops.activation import FUNCTIONS
 from ...ops.attention import attention as attention_op
 from ...ops.attention import obstacle_of as attention_obstacle
-from ...ops.dispatch import TRITON_DTYPES, choose, fall_back, interpreted
+from ...ops.dispatch import fall_back, takes_triton
 from ...ops.gate import gate as gate_op
 from ...ops.normalisation import obstacle_of as normalisation_obstacle
 from .deferred import Activation, Deferred, Normalisation, Parts, Pending
@@ -28,13 +28,11 @@ _LAYOUTS = (ALONG[1], ALONG[2], COLLAPSED)
 def carried(op: str, a: Jet, *others: Tensor | None) -> Parts | None:
     """First and second derivatives for the kernel of ``op``; None where it is not to run."""
     x = a.primal
-    if not (x.is_cuda or interpreted()) or x.dtype not in TRITON_DTYPES:
-        return None
     if not any(a.layout is each for each in _LAYOUTS) or a.parts[0] is None:
         return None
     if any(each is not None and each.dtype != x.dtype for each in others):
         return None
-    if choose(op, "auto", x, a.parts[0]) != "triton":
+    if not takes_triton(op, x, a.parts[0]):
         return None
     if a.layout.order == 1:
         return a.parts[0], None
