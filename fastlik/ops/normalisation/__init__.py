@@ -82,11 +82,11 @@ def normalise(
 
 def obstacle_of(x: Tensor, groups: int) -> str:
     """Why the Triton kernel cannot take x (N, C, *space); "" if it can."""
-    from .triton import FORWARD_LIMIT, fits
+    from .triton import LIMIT, fits
 
     if fits(x, groups):
         return ""
-    return f"Triton's normalise takes groups of up to {FORWARD_LIMIT} numbers"
+    return f"Triton's normalise takes groups of up to {LIMIT} channels"
 
 
 def _regular(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ and the gradient of h . J t by x is -(mean(h n1) n + mean(n t) J h + mean(n h) n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,9 +22,14 @@ from fastlik.ops.differentiable import Fused
 from fastlik.ops.memory import empty_jet, ordered_as
 
 from . import reference
+from .large import forward_kernel as large_kernel
+from .large import means_kernel
 
-# numbers that the registers of one block hold
-FORWARD_LIMIT, BACKWARD_LIMIT = 16384, 8192
+# numbers of a group that the registers of one block hold; larger ones are read twice, and differentiated
+# by the reference
+LIMIT = 8192
+# numbers in a tile of such a larger group
+LARGE, LARGE_WARPS = 4096, 8
 # bytes that lie together in memory and should be read together
 SEGMENT = 64
 
@@ -174,7 +180,7 @@ class Tile(NamedTuple):
         return max(1, min(16, self.size // 512))
 
 
-def _tile(x: Tensor, groups: int, limit: int = FORWARD_LIMIT // 2) -> Tile:
+def _tile(x: Tensor, groups: int, limit: int = LIMIT) -> Tile:
     """One group, or as many neighbours as make a segment of memory, or a block worth starting.
 
     limit: numbers in a tile of several groups.
@@ -196,21 +202,19 @@ def _channels_last(x: Tensor) -> bool:
 
 
 def fits(x: Tensor, groups: int) -> bool:
-    """Whether the registers of a block hold a group."""
-    return _tile(x, groups).size <= FORWARD_LIMIT
+    """Whether a tile holds the channels of a group."""
+    return triton.next_power_of_2(x.shape[1] // groups) <= LIMIT
 
 
 def _options(
-    x: Tensor, scale: Tensor | None, shift: Tensor | None, tile: Tile, centred: bool, function: str
+    x: Tensor, scale: Tensor | None, shift: Tensor | None, tile: Tile, function: str
 ) -> dict[str, object]:
     return {
         "FUNCTION": function,
-        "CENTRED": centred,
         "SCALED": scale is not None,
         "SHIFTED": shift is not None,
         "LAST": _channels_last(x),
         "SPACE": tile.space,
-        "GROUPS": tile.groups,
         "CHANNELS": tile.channels,
         "num_warps": tile.warps,
         "enable_fp_fusion": True,
@@ -243,20 +247,39 @@ def forward(
     y, y1, *y2 = results
     tile = _tile(x, groups)
     along = second is not None and len(second) == len(first)
-    forward_kernel[(tile.programs,)](
-        x,
-        first,
-        x if second is None else second,
-        x if scale is None else scale,
-        x if shift is None else shift,
-        y,
-        y1,
-        *(y2 or [y1]),
-        *_sizes(x, first, scale, shift, groups),
-        eps,
-        SECOND="none" if second is None else "along" if along else "sum",
-        **_options(x, scale, shift, tile, centred, function),
-    )
+    inputs = (x, first, *(x if each is None else each for each in (second, scale, shift)))
+    outputs = (y, y1, *(y2 or [y1]))
+    sizes = _sizes(x, first, scale, shift, groups)
+    options = _options(x, scale, shift, tile, function)
+    options["SECOND"] = "none" if second is None else "along" if along else "sum"
+    if tile.size > LIMIT:
+        _forward_large(inputs, outputs, sizes, eps, centred, options)
+    else:
+        options |= {"GROUPS": tile.groups, "CENTRED": centred}
+        forward_kernel[(tile.programs,)](*inputs, *outputs, *sizes, eps, **options)
+
+
+def _forward_large(
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    sizes: Sequence[int],
+    eps: float,
+    centred: bool,
+    options: dict[str, object],
+) -> None:
+    x, first, second, scale, shift = inputs
+    size, count, space, groups, width, repeats = sizes
+    seconds = {"none": 0, "sum": 1, "along": count}[options["SECOND"]]
+    options["SPACE"] = block = min(options["SPACE"], max(1, LARGE // options["CHANNELS"]))
+    programs = len(x) * groups
+    means = x.new_empty(programs, 1 + count + seconds, 3, dtype=torch.float32)
+    shared = {name: options[name] for name in ("LAST", "SPACE", "CHANNELS", "enable_fp_fusion")}
+    shared |= {"CENTRED": centred, "num_warps": LARGE_WARPS}
+    options |= {"num_warps": LARGE_WARPS}
+    sizes = (size, count, seconds, space, groups, width)
+    means_kernel[(programs,)](x, first, second, means, *sizes, eps, **shared)
+    grid = (programs * triton.cdiv(space, block),)
+    large_kernel[grid](x, first, second, scale, shift, means, *outputs, *sizes, repeats, **options)
 
 
 def backward(
@@ -274,7 +297,7 @@ def backward(
     function: str,
 ) -> None:
     gx, gfirst, *others = gradients
-    tile = _tile(x, groups, BACKWARD_LIMIT // 2)
+    tile = _tile(x, groups, LIMIT // 2)
     per_sample = [x.new_empty(x.shape[:2], dtype=torch.float32) for _ in others]
     buffers = iter(per_sample)
     backward_kernel[(tile.programs,)](
@@ -290,7 +313,9 @@ def backward(
         gx if shift is None else next(buffers),
         *_sizes(x, first, scale, shift, groups),
         eps,
-        **_options(x, scale, shift, tile, centred, function),
+        GROUPS=tile.groups,
+        CENTRED=centred,
+        **_options(x, scale, shift, tile, function),
     )
     for gradient, each in zip(others, per_sample, strict=True):
         gradient.copy_(each.unflatten(0, (len(gradient), -1)).sum(1))
@@ -298,7 +323,7 @@ def backward(
 
 def has_backward(x: Tensor, first: Tensor, second: Tensor | None, *settings: object) -> bool:
     """Second-order jets, and groups that are too large, are differentiated by the reference."""
-    return second is None and _tile(x, settings[2]).size <= BACKWARD_LIMIT
+    return second is None and _tile(x, settings[2]).size <= LIMIT
 
 
 FUSED = Fused(
