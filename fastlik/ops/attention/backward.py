@@ -53,7 +53,7 @@ def _gradients_of_scores(
 @triton.jit
 def backward_queries_kernel(
     q, k, v, q1, k1, v1, q2, k2, v2, mask, g, h, w, lse, mu, nu, alpha, beta, gamma, dq, dq1, dq2,
-    heads, length, keys, size, scale, queries, values, first, mask_b, mask_h, mask_t, mask_s,
+    heads, length, keys, size: tl.constexpr, scale, queries, values, first, mask_b, mask_h, mask_t, mask_s,
     CURVED: tl.constexpr, BENT: tl.constexpr, CAUSAL: tl.constexpr, MASK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
@@ -114,7 +114,7 @@ def backward_queries_kernel(
 def backward_keys_kernel(
     q, k, v, q1, k1, v1, q2, k2, v2, mask, g, h, w, lse, mu, nu, alpha, beta, gamma,
     dk, dv, dk1, dv1, dk2, dv2,
-    heads, length, keys, size, scale, queries, values, first, mask_b, mask_h, mask_t, mask_s,
+    heads, length, keys, size: tl.constexpr, scale, queries, values, first, mask_b, mask_h, mask_t, mask_s,
     CURVED: tl.constexpr, BENT: tl.constexpr, CAUSAL: tl.constexpr, MASK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip

@@ -19,7 +19,8 @@ def _share(p, p1, anchor, column):
 @triton.jit
 def forward_kernel(
     q, k, v, q1, k1, v1, q2, k2, v2, mask, o, o1, o2, lse, mu, nu,
-    heads, length, keys, size, scale, queries, values, count, first, mask_b, mask_h, mask_t, mask_s,
+    heads, length, keys, size: tl.constexpr, scale, queries, values, count, first,
+    mask_b, mask_h, mask_t, mask_s,
     SEVERAL: tl.constexpr, CURVED: tl.constexpr, BENT: tl.constexpr, CAUSAL: tl.constexpr,
     MASK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip

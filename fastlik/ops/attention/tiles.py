@@ -9,14 +9,14 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def rows_of(pointer, start, length, size, BLOCK: tl.constexpr, HEAD: tl.constexpr):
+def rows_of(pointer, start, length, size: tl.constexpr, BLOCK: tl.constexpr, HEAD: tl.constexpr):
     """Rows start .. start + BLOCK of a contiguous (length, size) matrix, 0 outside."""
     i, d = start + tl.arange(0, BLOCK)[:, None], tl.arange(0, HEAD)[None, :]
     return tl.load(pointer + i * size + d, (i < length) & (d < size), 0.0)
 
 
 @triton.jit
-def store(pointer, values, start, length, size, BLOCK: tl.constexpr, HEAD: tl.constexpr):
+def store(pointer, values, start, length, size: tl.constexpr, BLOCK: tl.constexpr, HEAD: tl.constexpr):
     """``values`` as such rows."""
     i, d = start + tl.arange(0, BLOCK)[:, None], tl.arange(0, HEAD)[None, :]
     tl.store(pointer + i * size + d, values.to(pointer.dtype.element_ty), (i < length) & (d < size))

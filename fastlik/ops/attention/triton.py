@@ -106,13 +106,15 @@ def _blocks(call: Call, several: bool) -> dict[str, int]:
     return _options(128, 32 if several else 64, 8, 2, head) if head <= 64 else _options(64, 32, 8, 2, head)
 
 
-def _backward_blocks(call: Call) -> dict[str, int]:
+def _backward_blocks(call: Call) -> tuple[dict[str, int], dict[str, int]]:
+    """Tiles of the kernel of queries and of the one of keys."""
     head = _head(call)
     if call.query.dtype == torch.float32:
-        return _options(16, 16, 4, 1, head)
+        # the second order spills in any shape: 600 and 1000 bytes a thread
+        return _options(16, 16, 2 if call.curved else 4, 1, head), _options(16, 16, 4, 1, head)
     if call.curved and head > 64:
-        return _options(16, 16, 8, 1, head)
-    return _options(32, 32, 4 if head <= 64 else 8, 1, head)
+        return (_options(16, 16, 8, 1, head),) * 2
+    return (_options(32, 32, 4 if head <= 64 else 8, 1, head),) * 2
 
 
 def allocate(query: Tensor, *others: object, together: bool) -> list[Tensor]:
@@ -163,7 +165,7 @@ def backward(
     g, h, *w = (each.contiguous() for each in grads[: 3 if call.curved else 2])
     w = w[0] if w else h
     rows = _products(call, results[0], outputs, g, h, w)
-    blocks = _backward_blocks(call)
+    of_queries, of_keys = _backward_blocks(call)
     primals, firsts, seconds = gradients[:3], gradients[3:6], gradients[6:9] if call.curved else None
     # of each direction; they are summed below
     parts = [torch.empty_like(each) for each in call[3:6]]
@@ -174,11 +176,12 @@ def backward(
         dq, dk, dv = ((part[run], first[run]) for part, first in zip(parts, firsts, strict=True))
         dq2, dk2, dv2 = seconds if bent else (parts[0],) * 3
         sizes = (*call.sizes(), run.start, *call.strides())
-        options = call.constants(bent) | blocks
-        grid = call.grid(call.query.shape[2], blocks["ROWS"], count)
-        backward_queries_kernel[grid](*inputs, *dq, dq2, *sizes, **options)
-        grid = call.grid(call.key.shape[2], blocks["COLUMNS"], count)
-        backward_keys_kernel[grid](*inputs, dk[0], dv[0], dk[1], dv[1], dk2, dv2, *sizes, **options)
+        constants = call.constants(bent)
+        grid = call.grid(call.query.shape[2], of_queries["ROWS"], count)
+        backward_queries_kernel[grid](*inputs, *dq, dq2, *sizes, **constants, **of_queries)
+        grid = call.grid(call.key.shape[2], of_keys["COLUMNS"], count)
+        outputs = (dk[0], dv[0], dk[1], dv[1], dk2, dv2)
+        backward_keys_kernel[grid](*inputs, *outputs, *sizes, **constants, **of_keys)
     for gradient, part in zip(primals, parts, strict=True):
         gradient.copy_(part[0] if len(part) == 1 else part.sum(0))
     if call.mask is not None and call.mask.is_floating_point():

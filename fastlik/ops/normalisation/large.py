@@ -13,7 +13,14 @@ from fastlik.ops.activation.triton import derivatives
 
 @triton.jit
 def _tile(
-    start, group, space, groups, width, LAST: tl.constexpr, SPACE: tl.constexpr, CHANNELS: tl.constexpr
+    start,
+    group,
+    space: tl.constexpr,
+    groups: tl.constexpr,
+    width: tl.constexpr,
+    LAST: tl.constexpr,
+    SPACE: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):
     """Channels (1, channels) of a group of one sample; offsets and mask of its tile from ``start``."""
     s = start + tl.arange(0, SPACE)[:, None]
@@ -48,7 +55,7 @@ def _average(x, group, space, groups, width, LAST: tl.constexpr, SPACE: tl.const
 
 @triton.jit
 def _products(
-    x, t, mean, average, group, space, groups, width,
+    x, t, mean, average, group, space: tl.constexpr, groups: tl.constexpr, width: tl.constexpr,
     LAST: tl.constexpr, SPACE: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Means over a group of (x - mean) (t - average) and (t - average)^2."""
@@ -63,7 +70,7 @@ def _products(
 
 @triton.jit
 def _describe(
-    means, t, x, mean, r, group, space, groups, width,
+    means, t, x, mean, r, group, space: tl.constexpr, groups: tl.constexpr, width: tl.constexpr,
     CENTRED: tl.constexpr, LAST: tl.constexpr, SPACE: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     average = 0.0
@@ -77,7 +84,8 @@ def _describe(
 
 @triton.jit
 def means_kernel(
-    x, first, second, means, size, count, seconds, space, groups, width, eps,
+    x, first, second, means, size, count, seconds, eps,
+    space: tl.constexpr, groups: tl.constexpr, width: tl.constexpr,
     CENTRED: tl.constexpr, LAST: tl.constexpr, SPACE: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Of a group: (mean, 1 / std, unset) of x; (mean t, mean(n t), mean(t^2)), centred, of each t."""
@@ -102,7 +110,8 @@ def means_kernel(
 
 @triton.jit
 def forward_kernel(
-    x, first, second, scale, shift, means, y, y1, y2, size, count, seconds, space, groups, width, repeats,
+    x, first, second, scale, shift, means, y, y1, y2, size, count, seconds, repeats,
+    space: tl.constexpr, groups: tl.constexpr, width: tl.constexpr,
     FUNCTION: tl.constexpr, SECOND: tl.constexpr, SCALED: tl.constexpr, SHIFTED: tl.constexpr,
     LAST: tl.constexpr, SPACE: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip

@@ -42,7 +42,7 @@ def _mean(values, count):
 
 @triton.jit
 def _place(
-    start, space, groups, width,
+    start, space: tl.constexpr, groups: tl.constexpr, width: tl.constexpr,
     LAST: tl.constexpr, SPACE: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """This program's sample; channels (1, groups, channels), offsets and mask of its tile from ``start``."""
@@ -79,7 +79,8 @@ def _centre(values, inside, count, CENTRED: tl.constexpr):
 
 @triton.jit
 def forward_kernel(
-    x, first, second, scale, shift, y, y1, y2, size, count, space, groups, width, repeats, eps,
+    x, first, second, scale, shift, y, y1, y2, size, count, repeats, eps,
+    space: tl.constexpr, groups: tl.constexpr, width: tl.constexpr,
     FUNCTION: tl.constexpr, SECOND: tl.constexpr, CENTRED: tl.constexpr, SCALED: tl.constexpr,
     SHIFTED: tl.constexpr, LAST: tl.constexpr, SPACE: tl.constexpr, GROUPS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -122,8 +123,9 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    x, first, scale, shift, g, g1, gx, gfirst, gscale, gshift, size, count, space, groups, width, repeats,
-    eps, FUNCTION: tl.constexpr, CENTRED: tl.constexpr, SCALED: tl.constexpr, SHIFTED: tl.constexpr,
+    x, first, scale, shift, g, g1, gx, gfirst, gscale, gshift, size, count, repeats, eps,
+    space: tl.constexpr, groups: tl.constexpr, width: tl.constexpr,
+    FUNCTION: tl.constexpr, CENTRED: tl.constexpr, SCALED: tl.constexpr, SHIFTED: tl.constexpr,
     LAST: tl.constexpr, SPACE: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Of first-order jets; gscale and gshift (N, C) are those of each sample."""
@@ -207,9 +209,13 @@ def fits(x: Tensor, groups: int) -> bool:
 
 
 def _options(
-    x: Tensor, scale: Tensor | None, shift: Tensor | None, tile: Tile, function: str
+    x: Tensor, groups: int, scale: Tensor | None, shift: Tensor | None, tile: Tile, function: str
 ) -> dict[str, object]:
     return {
+        # constants, so that loads are as wide as they can be
+        "space": _space(x),
+        "groups": groups,
+        "width": x.shape[1] // groups,
         "FUNCTION": function,
         "SCALED": scale is not None,
         "SHIFTED": shift is not None,
@@ -221,9 +227,10 @@ def _options(
     }
 
 
-def _sizes(x: Tensor, first: Tensor, scale: Tensor | None, shift: Tensor | None, groups: int) -> list[int]:
+def _sizes(x: Tensor, first: Tensor, scale: Tensor | None, shift: Tensor | None) -> list[int]:
+    """Of a derivative, their number, samples that share a row of scale and shift."""
     rows = next((len(each) for each in (scale, shift) if each is not None), len(x))
-    return [x.numel(), len(first), _space(x), groups, x.shape[1] // groups, len(x) // rows]
+    return [x.numel(), len(first), len(x) // rows]
 
 
 def allocate(
@@ -249,8 +256,8 @@ def forward(
     along = second is not None and len(second) == len(first)
     inputs = (x, first, *(x if each is None else each for each in (second, scale, shift)))
     outputs = (y, y1, *(y2 or [y1]))
-    sizes = _sizes(x, first, scale, shift, groups)
-    options = _options(x, scale, shift, tile, function)
+    sizes = _sizes(x, first, scale, shift)
+    options = _options(x, groups, scale, shift, tile, function)
     options["SECOND"] = "none" if second is None else "along" if along else "sum"
     if tile.size > LIMIT:
         _forward_large(inputs, outputs, sizes, eps, centred, options)
@@ -268,18 +275,19 @@ def _forward_large(
     options: dict[str, object],
 ) -> None:
     x, first, second, scale, shift = inputs
-    size, count, space, groups, width, repeats = sizes
+    size, count, repeats = sizes
+    space, groups = options["space"], options["groups"]
     seconds = {"none": 0, "sum": 1, "along": count}[options["SECOND"]]
     options["SPACE"] = block = min(options["SPACE"], max(1, LARGE // options["CHANNELS"]))
+    options["num_warps"] = LARGE_WARPS
     programs = len(x) * groups
     means = x.new_empty(programs, 1 + count + seconds, 3, dtype=torch.float32)
-    shared = {name: options[name] for name in ("LAST", "SPACE", "CHANNELS", "enable_fp_fusion")}
-    shared |= {"CENTRED": centred, "num_warps": LARGE_WARPS}
-    options |= {"num_warps": LARGE_WARPS}
-    sizes = (size, count, seconds, space, groups, width)
-    means_kernel[(programs,)](x, first, second, means, *sizes, eps, **shared)
+    geometry = ("space", "groups", "width", "LAST", "SPACE", "CHANNELS", "num_warps", "enable_fp_fusion")
+    shared = {name: options[name] for name in geometry}
+    means_kernel[(programs,)](x, first, second, means, size, count, seconds, eps, CENTRED=centred, **shared)
     grid = (programs * triton.cdiv(space, block),)
-    large_kernel[grid](x, first, second, scale, shift, means, *outputs, *sizes, repeats, **options)
+    inputs = (x, first, second, scale, shift, means)
+    large_kernel[grid](*inputs, *outputs, size, count, seconds, repeats, **options)
 
 
 def backward(
@@ -311,11 +319,11 @@ def backward(
         gfirst,
         gx if scale is None else next(buffers),
         gx if shift is None else next(buffers),
-        *_sizes(x, first, scale, shift, groups),
+        *_sizes(x, first, scale, shift),
         eps,
         GROUPS=tile.groups,
         CENTRED=centred,
-        **_options(x, scale, shift, tile, function),
+        **_options(x, groups, scale, shift, tile, function),
     )
     for gradient, each in zip(others, per_sample, strict=True):
         gradient.copy_(each.unflatten(0, (len(gradient), -1)).sum(1))
