@@ -28,18 +28,40 @@ class Pending(Protocol):
 
 
 @dataclass(frozen=True)
+class Bias:
+    """A bias, shaped to broadcast, of a layer's ``product``, which nothing else holds."""
+
+    layout: Layout
+    x: Tensor
+    product: Jet
+    bias: Tensor
+
+    def run(self) -> Jet:
+        return self.product.shift(self.bias)
+
+
+@dataclass(frozen=True)
 class Activation:
-    """A function of one number."""
+    """A function of one number, with a bias or without."""
 
     layout: Layout
     x: Tensor
     parts: Parts
     function: str
     parameter: float
+    bias: Tensor | None = None
 
     def run(self) -> Jet:
+        bias, channel = self.bias, -1
+        if bias is not None:
+            bias, channel = bias.flatten(), -bias.dim()
         value, *derivatives = activation_op(
-            self.x, *self.parts, function=self.function, parameter=self.parameter
+            self.x,
+            *self.parts,
+            function=self.function,
+            parameter=self.parameter,
+            bias=bias,
+            channel=channel,
         )
         return jet_of(self.layout, value, derivatives)
 

@@ -116,9 +116,9 @@ class Jet:
             value = value if bias is None or primal is not None else value + bias
             return Jet(self.layout, value, tuple(parts))
         result = self.unstack(function(self.stack()))
-        return result if bias is None else result._shift(bias)
+        return result if bias is None else result.shift(bias)
 
-    def _shift(self, bias: Tensor) -> Jet:
+    def shift(self, bias: Tensor) -> Jet:
         """A constant added to the primal of a jet just made, which nothing else holds."""
         bias = bias.to(self.primal.dtype)  # under autocast the layer's result is narrower than its bias
         if nothing_recorded():

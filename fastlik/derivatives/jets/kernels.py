@@ -1,7 +1,8 @@
 """Jets by kernels that take a primal and all its tangents in one pass over memory: on GPUs, by Triton.
 
 A normalisation is deferred: the scale, the shift and the activation that follow it join its pass.  So is an
-activation, which a product may follow.
+activation, which a product may follow, and the bias of a linear layer, which is for the primal alone and
+joins an activation.
 """
 
 from __future__ import annotations
@@ -18,28 +19,30 @@ from ...ops.attention import obstacle_of as attention_obstacle
 from ...ops.dispatch import fall_back, takes_triton
 from ...ops.gate import gate as gate_op
 from ...ops.normalisation import obstacle_of as normalisation_obstacle
-from .deferred import Activation, Deferred, Normalisation, Parts, Pending
+from .deferred import Activation, Bias, Deferred, Normalisation, Parts, Pending
 from .jet import Jet, jet_of
 from .layout import ALONG, COLLAPSED
 
 _LAYOUTS = (ALONG[1], ALONG[2], COLLAPSED)
 
 
+def _fits(op: str, a: Jet) -> bool:
+    """Whether the kernel of ``op`` takes a jet of this layout, where it is."""
+    if not any(a.layout is each for each in _LAYOUTS) or a.parts[0] is None:
+        return False
+    return takes_triton(op, a.primal, a.parts[0])
+
+
 def carried(op: str, a: Jet, *others: Tensor | None) -> Parts | None:
     """First and second derivatives for the kernel of ``op``; None where it is not to run."""
-    x = a.primal
-    if not any(a.layout is each for each in _LAYOUTS) or a.parts[0] is None:
-        return None
-    if any(each is not None and each.dtype != x.dtype for each in others):
-        return None
-    if not takes_triton(op, x, a.parts[0]):
+    if any(each is not None and each.dtype != a.example.dtype for each in others) or not _fits(op, a):
         return None
     if a.layout.order == 1:
         return a.parts[0], None
     first, second = a.parts
     if second is None:  # x moves along a straight line
         count = 1 if a.layout.collapsed is not None else len(first)
-        second = torch.zeros_like(first[:1]).expand(count, *x.shape)
+        second = torch.zeros_like(first[:1]).expand(count, *a.shape)
     return first, second
 
 
@@ -57,10 +60,23 @@ def activation(a: Jet, function: str, parameter: float = 1.0) -> Jet | None:
     pending = a.pending if isinstance(a, Deferred) else None
     if isinstance(pending, Normalisation) and function != "softplus":
         return replace(pending, function=function).run()
+    bias = None
+    if isinstance(pending, Bias):
+        a, bias = pending.product, pending.bias
     parts = carried("activation", a)
     if parts is None:
         return None
-    return _deferred(Activation(a.layout, a.primal, parts, function, parameter))
+    return _deferred(Activation(a.layout, a.primal, parts, function, parameter, bias))
+
+
+def affine(a: Jet, multiply: Callable[[Jet], Jet], bias: Tensor | None) -> Jet | None:
+    """The jet of a linear layer whose bias, broadcasting, waits for an activation; None where it does not."""
+    if bias is None or torch.compiler.is_compiling() or not _fits("activation", a):
+        return None
+    product = multiply(a)
+    if bias.dtype != product.primal.dtype:  # under autocast
+        return product.shift(bias)
+    return Deferred(Bias(product.layout, product.primal, product, bias))
 
 
 def _deferred(pending: Pending) -> Jet:
@@ -88,7 +104,8 @@ def product(a: Jet, b: Jet) -> Jet | None:
 def _activation_of(a: Jet) -> Activation | None:
     """The activation that a jet waits for, if the kernel of products takes it."""
     pending = a.pending if isinstance(a, Deferred) else None
-    return pending if isinstance(pending, Activation) and pending.function != "softplus" else None
+    joins = isinstance(pending, Activation) and pending.bias is None and pending.function != "softplus"
+    return pending if joins else None
 
 
 def attention(

@@ -1,6 +1,6 @@
 """Triton kernels of groups that the registers of a block do not hold: the means first, then a pass by tiles.
 
-Formulas as in triton.py.  Each number is read twice and written once.
+Formulas as in whole.py.  Each number is read twice and written once.
 """
 
 from __future__ import annotations

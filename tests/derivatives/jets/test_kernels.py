@@ -181,3 +181,25 @@ def test_gates_get_their_gradients(kernels):
         sum(result.square().sum() for result in results).backward()
     torch.testing.assert_close(x.grad.double(), truth.grad, rtol=1e-4, atol=1e-4)
     assert kernels["gate", "gelu"] == 1
+
+
+@pytest.mark.parametrize(("order", "options"), ORDERS)
+def test_a_bias_joins_the_activation(monkeypatch, order, options):
+    torch.manual_seed(0)
+    head = [nn.Conv2d(2, 3, 3, padding=1), nn.SiLU(), nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(8, 6)]
+    net = nn.Sequential(*head, nn.GELU(), nn.Linear(6, 8), nn.Unflatten(1, (2, 2, 2))).to(DEVICE)
+    x = torch.randn(3, 2, 2, 2, device=DEVICE)
+    biases, original = [], ACTIVATION.run
+    monkeypatch.setattr(
+        ACTIVATION, "run", lambda *args, **options: biases.append(args[3]) or original(*args, **options)
+    )
+    results, gradients = [], []
+    for backend in ("triton", "torch"):
+        monkeypatch.setenv("FASTLIK_BACKEND", backend)
+        jet = fastlik.jet(net, x, directions(x), order, backend="jets", **options)
+        results.append(jet)
+        loss = sum(each.square().sum() for each in jet)
+        gradients.append(torch.autograd.grad(loss, list(net.parameters())))
+    assert [len(bias) for bias in biases] == [3, 6]
+    for actual, expected in (*zip(*results, strict=True), *zip(*gradients, strict=True)):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
