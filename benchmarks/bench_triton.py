@@ -27,6 +27,7 @@ from fastlik.ops.attention import attention
 from fastlik.ops.gate import gate
 from fastlik.ops.hutchinson import products
 from fastlik.ops.normalisation import normalise
+from fastlik.ops.residual import residual
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -232,6 +233,25 @@ def bench_hutchinson(benchmark, peer):
         truth = products(jv[:, :2].double(), range(1), seed=0, rows=rows[:2], backend="torch")
         error = ((run()[:, :2] - truth).abs().max() / truth.abs().max()).item()
     _report(benchmark, run, "hutchinson product", peer, jv.dtype, jv.nbytes, error)
+
+
+@pytest.mark.parametrize("peer", ["triton", "eager", "copy"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def bench_residual(benchmark, dtype, peer):
+    """(a + b) s of a primal and its tangent."""
+    dtype = DTYPES[dtype]
+    a, b = (normal(2, 256, 128, 32, 32, dtype=dtype, seed=seed) for seed in (0, 1))
+    run = {
+        "triton": lambda: residual(a, b, 0.7, backend="triton"),
+        "eager": lambda: (a + b) * 0.7,
+        "copy": _runner("copy", None, a, b, 3 * a.nbytes),
+    }[peer]
+    error = 0.0
+    if peer != "copy":
+        truth = residual(a[:, :2].double(), b[:, :2].double(), 0.7, backend="torch")
+        error = ((run()[:, :2] - truth).abs().max() / truth.abs().max()).item()
+    _report(benchmark, run, "residual sum", peer, dtype, 3 * a.nbytes, error)
 
 
 def _report(benchmark, run, name, peer, dtype, size, error):

@@ -15,6 +15,7 @@ from fastlik.ops.gate.triton import FUSED as GATE
 from fastlik.ops.hutchinson.triton import FUSED as HUTCHINSON
 from fastlik.ops.memory import empty_like_order
 from fastlik.ops.normalisation.triton import FUSED as NORMALISATION
+from fastlik.ops.residual.triton import FUSED as RESIDUAL
 
 DTYPES = (torch.bfloat16, torch.float32)  # float16 is compiled as bfloat16 is
 Case = Callable[[torch.dtype], None]
@@ -83,6 +84,11 @@ def _attention(size: int, count: int, kind: str, mask: str = "none") -> Case:
     return call
 
 
+def _residual(dtype: torch.dtype) -> None:
+    x = empty(3, 4, 64, 16, 16, dtype=dtype)
+    _both_ways(RESIDUAL, 1, x, x, 0.7)
+
+
 def _hutchinson(dtype: torch.dtype) -> None:
     jv, rows = empty(2, 64, 3072, dtype=dtype), empty(64, dtype=torch.int64)
     _both_ways(HUTCHINSON, 1, jv, rows, rows, 0, 0, 1)
@@ -138,5 +144,6 @@ CASES: dict[str, dict[str, Case]] = {
             (128, 2, "sum", "none"),
         ]
     },
+    "residual": {"sum": _residual},
     "hutchinson": {"products": _hutchinson},
 }

@@ -1,7 +1,7 @@
 """Registers, stack and shared memory of every Triton kernel, compiled without a GPU.
 
     python -m benchmarks.triton_resources [operation ...]      # writes results/triton_resources.json
-    python -m benchmarks.triton_resources check activation "silu none" sm_90
+    python -m benchmarks.triton_resources check activation "silu none" sm_90 ...
 
 Operations are called on tensors without storage, and what they would launch is compiled for every target.
 """
@@ -134,12 +134,13 @@ def check(operation: str, case: str, target: str) -> None:
     figures = measure(operation, case, DTYPES[0], target)
     if known["fingerprint"].endswith(compiler):
         expected = {name: known["cases"][case][name] for name in figures}
-        assert figures == expected, f"{figures}, in the table {expected}"
+        assert figures == expected, f"{operation}: {figures}, in the table {expected}"
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["check"]:
-        check(*sys.argv[2:])
+        for start in range(2, len(sys.argv), 3):
+            check(*sys.argv[start : start + 3])
     else:
         for operation in sys.argv[1:] or CASES:
             update(operation)

@@ -13,9 +13,10 @@ from fastlik.derivatives.probes import rademacher
 from fastlik.ops.activation import activation
 from fastlik.ops.attention import attention
 from fastlik.ops.gate import gate
-from fastlik.ops.hutchinson import probes
+from fastlik.ops.hutchinson import probes, products
 from fastlik.ops.normalisation import normalise
 from fastlik.ops.philox import Stream
+from fastlik.ops.residual import residual
 
 from ..ops.fused import ROUNDING, assert_close, check, normal
 
@@ -102,6 +103,18 @@ def test_attention(size, count, kind, causal, dtype):
         return attention(*tensors, causal=causal, backend=backend)
 
     check(operation, *tensors)
+
+
+@dtypes
+def test_residual_sums(dtype):
+    a, b = (normal(3, 65, 33, 32, dtype=dtype, seed=seed) for seed in (0, 1))
+    check(lambda a, b, backend: [residual(a, b, 0.7, backend=backend)], a, b)
+
+
+def test_products_are_the_specifications():
+    jv, rows = normal(2, 65, 3, 33, 32), torch.arange(65, device="cuda") * 12345678901
+    actual, expected = (products(jv, range(3, 5), seed=3, rows=rows, backend=b) for b in ("triton", "torch"))
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-9)
 
 
 def test_probes_are_the_specifications():

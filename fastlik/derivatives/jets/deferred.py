@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...ops.activation import activation as activation_op
 from ...ops.normalisation import normalise as normalise_op
+from ...ops.residual import residual as residual_op
 from .jet import Jet, jet_of
 from .layout import Layout
 
@@ -38,6 +39,22 @@ class Bias:
 
     def run(self) -> Jet:
         return self.product.shift(self.bias)
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A sum of two jets in one allocation each, times a number."""
+
+    layout: Layout
+    x: Tensor
+    a: Jet
+    stacks: tuple[Tensor, Tensor]
+    scale: float | None = None
+
+    def run(self) -> Jet:
+        if self.scale is None:
+            return self.a.unstack(self.stacks[0] + self.stacks[1])
+        return self.a.unstack(residual_op(*self.stacks, self.scale))
 
 
 @dataclass(frozen=True)

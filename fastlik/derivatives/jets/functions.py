@@ -200,7 +200,8 @@ def _write(target: object, value: object) -> Jet:
     primal = value.primal.to(target.primal.dtype)
     parts = [None if part is None else part.to(primal.dtype) for part in value.parts]
     if not target.shared:
-        target.primal, target.parts, target.stacked = primal, tuple(parts), None
+        stacked = value.stacked if primal is value.primal else None
+        target.primal, target.parts, target.stacked = primal, tuple(parts), stacked
         return target
     if any(old is None and new is not None for old, new in zip(target.parts, parts, strict=True)):
         raise NoDerivative("a view was written to with derivatives that its base does not have")

@@ -2,7 +2,7 @@
 
 A normalisation is deferred: the scale, the shift and the activation that follow it join its pass.  So is an
 activation, which a product may follow, and the bias of a linear layer, which is for the primal alone and
-joins an activation.
+joins an activation, and a sum, which a scale may follow.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ...ops.attention import obstacle_of as attention_obstacle
 from ...ops.dispatch import fall_back, takes_triton
 from ...ops.gate import gate as gate_op
 from ...ops.normalisation import obstacle_of as normalisation_obstacle
-from .deferred import Activation, Bias, Deferred, Normalisation, Parts, Pending
+from .deferred import Activation, Bias, Deferred, Normalisation, Parts, Pending, Sum
 from .jet import Jet, jet_of
 from .layout import ALONG, COLLAPSED
 
@@ -167,8 +167,24 @@ def _normalised(
     return _deferred(Normalisation(a.layout, a.primal, parts, shape, groups, eps, centred, weight, bias))
 
 
+def total(a: Jet, b: Jet) -> Jet | None:
+    """The sum of two jets, which waits for a scale; None where it is not to."""
+    if torch.compiler.is_compiling() or not (_fits("residual", a) and _fits("residual", b)):
+        return None
+    if a.shape != b.shape or a.primal.dtype != b.primal.dtype or not a.stacks_like(b):
+        return None
+    like = Jet(a.layout, a.primal, a.parts)
+    return Deferred(Sum(a.layout, a.primal, like, (a.stacked, b.stacked)))
+
+
 def scaled(a: object, b: object) -> Jet | None:
     """A deferred jet times a constant, in either order; None where the pass cannot take it."""
+    if isinstance(a, (int, float)):
+        a, b = b, a
+    pending = a.pending if isinstance(a, Deferred) else None
+    if isinstance(pending, Sum) and isinstance(b, (int, float)):
+        scale = b if pending.scale is None else b * pending.scale
+        return Deferred(replace(pending, scale=scale))
     return _joined(a, b, Normalisation.scaled)
 
 

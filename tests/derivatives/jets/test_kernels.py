@@ -12,6 +12,7 @@ from fastlik.ops.activation.triton import FUSED as ACTIVATION
 from fastlik.ops.attention.triton import FUSED as ATTENTION
 from fastlik.ops.gate.triton import FUSED as GATE
 from fastlik.ops.normalisation.triton import FUSED as NORMALISATION
+from fastlik.ops.residual.triton import FUSED as RESIDUAL
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -34,6 +35,7 @@ def kernels(monkeypatch):
     counted("activation", ACTIVATION, lambda args: args[4])
     counted("normalisation", NORMALISATION, lambda args: args[8])
     counted("gate", GATE, lambda args: args[6])
+    counted("residual", RESIDUAL, lambda args: args[2])
     counted("attention", ATTENTION, lambda args: args[6] is not None)
     return ran
 
@@ -203,3 +205,47 @@ def test_a_bias_joins_the_activation(monkeypatch, order, options):
     assert [len(bias) for bias in biases] == [3, 6]
     for actual, expected in (*zip(*results, strict=True), *zip(*gradients, strict=True)):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def residuals(x):
+    """Sums with a scale as in NCSN++, without one, and one that is written to before it is used."""
+    h = F.linear(x.sin(), torch.linspace(-1, 1, 9, device=x.device).view(3, 3))
+    total = (h + h.tanh()) / 2**0.5
+    total = 0.5 * (total + h.sin())
+    kept = total + h
+    h.mul_(2.0)
+    return kept * kept + (total - h) * 3.0
+
+
+def residuals_written_out(x):
+    h = F.linear(x.sin(), torch.linspace(-1, 1, 9, dtype=x.dtype).view(3, 3).to(x.device))
+    total = 0.5 * ((h + h.tanh()) / 2**0.5 + h.sin())
+    return (total + h) ** 2 + (total - 2 * h) * 3.0
+
+
+@pytest.mark.parametrize(("order", "options"), ORDERS)
+def test_residual_sums_take_their_scale_along(kernels, order, options):
+    x = torch.randn(2, 4, 3, device=DEVICE)
+    v = directions(x)
+    truth = fastlik.jet(residuals_written_out, x.double(), v.double(), order, backend="torch", **options)
+    with torch.no_grad():
+        actual = fastlik.jet(residuals, x, v, order, backend="jets", **options)
+    for a, b in zip(actual, truth, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+    assert {scale: n for (op, scale), n in kernels.items() if op == "residual"} == {1 / 2**0.5: 1, 0.5: 1}
+
+
+def test_the_compiler_takes_a_transformer(kernels):
+    _, x, f = transformer()
+    with torch.no_grad():
+        expected = fastlik.jet(f, x, directions(x), collapse=True, backend="jets")
+        kernels.clear()
+        compiled = torch.compile(
+            lambda x, v: fastlik.jet(f, x, v, collapse=True, backend="jets"),
+            backend="aot_eager",
+            fullgraph=True,
+        )
+        actual = compiled(x, directions(x))
+    assert sum(kernels.values()) == 4
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)

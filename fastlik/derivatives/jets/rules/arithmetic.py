@@ -110,7 +110,8 @@ def div(a: Operand, b: Operand, *, rounding_mode: str | None = None) -> Jet | Te
     if rounding_mode is not None:
         return torch.div(primal_of(a), primal_of(b), rounding_mode=rounding_mode)
     if not isinstance(b, Jet):
-        return _scaled(a, lambda part: part / b, b)
+        joined = kernels.scaled(a, 1 / b) if isinstance(b, (int, float)) and b else None
+        return _scaled(a, lambda part: part / b, b) if joined is None else joined
     layout, ndim = b.layout, rank(a, b)
     inverse = b.primal.reciprocal()
     primal = primal_of(a) * inverse
@@ -155,6 +156,9 @@ def add(a: Operand, b: Operand, *, alpha: float = 1) -> Jet:
     if not isinstance(a, Jet):
         primal = a + b.primal if alpha == 1 else a + alpha * b.primal
         return b.replace(primal, [spread(part, primal) for part in parts])
+    joined = kernels.total(a, b) if alpha == 1 else None
+    if joined is not None:
+        return joined
     if alpha == 1 and a.stacks_like(b) and a.shape == b.shape:
         return a.unstack(a.stacked + b.stacked)
     if _alike(a, b) and nothing_recorded():
