@@ -79,7 +79,7 @@ def attention(
     orders = 3 if seconds else 2
     results = operation(*primals, *firsts, *(seconds or [None] * 3), mask, causal, scale)[:orders]
     if seconds and len(seconds[0]) < len(query1):
-        results[2] = results[2].sum(0, keepdim=True)
+        return [*results[:2], results[2].sum(0, keepdim=True)]
     return results
 
 
