@@ -169,9 +169,10 @@ def choose(op: str, backend: str, tensor: Tensor, *others: Tensor) -> str:
 
 def takes_triton(op: str, tensor: Tensor, *others: Tensor) -> bool:
     """Whether Triton is to run ``op`` where nobody names a backend: on a GPU, or by FASTLIK_BACKEND."""
-    if not (tensor.is_cuda or interpreted()) or tensor.dtype not in TRITON_DTYPES:
-        return False
-    if os.environ.get("FASTLIK_BACKEND") == "native":  # that is for operations that have such a one
+    asked = os.environ.get("FASTLIK_BACKEND", "auto")
+    here = tensor.is_cuda or (asked == "triton" and interpreted())
+    # "native" is for operations that have such an implementation
+    if not here or asked == "native" or tensor.dtype not in TRITON_DTYPES:
         return False
     return choose(op, "auto", tensor, *others) == "triton"
 

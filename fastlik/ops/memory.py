@@ -10,6 +10,8 @@ from torch import Tensor
 
 def dense(x: Tensor) -> Tensor:
     """``x``, or a contiguous copy where its numbers overlap or have gaps."""
+    if x.is_contiguous():
+        return x
     expected = 1
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
         if size == 1:
@@ -20,8 +22,19 @@ def dense(x: Tensor) -> Tensor:
     return x
 
 
+def image_order(x: Tensor) -> Tensor:
+    """``x`` (N, C, *space), or a copy, contiguous or with the channels last."""
+    if x.is_contiguous():
+        return x
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = x.dim() in formats and x.is_contiguous(memory_format=formats[x.dim()])
+    return x if last else x.contiguous()
+
+
 def ordered_as(x: Tensor, stack: Tensor) -> Tensor:
     """``stack`` (n, *x.shape), or a copy, whose parts follow each other, each in the order of ``x``."""
+    if x.is_contiguous():
+        return stack.contiguous()
     follow = len(stack) < 2 or stack.stride(0) == x.numel()
     if not stack.numel() or (follow and _strides(stack[0]) == _strides(x)):
         return stack

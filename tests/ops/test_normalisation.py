@@ -85,9 +85,8 @@ def test_it_is_the_derivative_of_pytorchs():
         return F.silu(F.group_norm(x, 3, eps=1e-3) * scale[..., None] + shift[..., None])
 
     truth = fastlik.jet(f, x, v, 2, backend="torch")
-    start = normalise(
-        x, v, torch.zeros_like(v), groups=3, eps=1e-3, scale=scale, shift=shift, function="silu"
-    )
+    options = dict(groups=3, eps=1e-3, scale=scale, shift=shift, function="silu", backend="torch")
+    start = normalise(x, v, torch.zeros_like(v), **options)
     for actual, expected in zip(start, truth, strict=True):
         assert_close(actual, expected, 1e-12)
 
