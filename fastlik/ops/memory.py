@@ -10,7 +10,7 @@ from torch import Tensor
 
 def dense(x: Tensor) -> Tensor:
     """``x``, or a contiguous copy where its numbers overlap or have gaps."""
-    if x.is_contiguous():
+    if _is_plain(x):
         return x
     expected = 1
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
@@ -20,6 +20,11 @@ def dense(x: Tensor) -> Tensor:
             return x.contiguous()
         expected *= size
     return x
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether x is contiguous, or an image with the channels last: what there is most often."""
+    return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
 def image_order(x: Tensor) -> Tensor:
@@ -33,8 +38,8 @@ def image_order(x: Tensor) -> Tensor:
 
 def ordered_as(x: Tensor, stack: Tensor) -> Tensor:
     """``stack`` (n, *x.shape), or a copy, whose parts follow each other, each in the order of ``x``."""
-    if x.is_contiguous():
-        return stack.contiguous()
+    if stack.stride() == (x.numel(), *x.stride()):
+        return stack
     follow = len(stack) < 2 or stack.stride(0) == x.numel()
     if not stack.numel() or (follow and _strides(stack[0]) == _strides(x)):
         return stack
@@ -43,7 +48,7 @@ def ordered_as(x: Tensor, stack: Tensor) -> Tensor:
 
 def empty_like_order(x: Tensor, count: int, dtype: torch.dtype | None = None) -> Tensor:
     """(count, *x.shape), unset, every part without gaps in the memory order of ``x``."""
-    strides = (x if x.is_contiguous() else torch.empty_like(x, device="meta")).stride()
+    strides = (x if _is_plain(x) else torch.empty_like(x, device="meta")).stride()
     return torch.empty_strided(
         (count, *x.shape), (max(1, x.numel()), *strides), dtype=dtype or x.dtype, device=x.device
     )

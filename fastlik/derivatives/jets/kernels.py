@@ -28,9 +28,9 @@ _LAYOUTS = (ALONG[1], ALONG[2], COLLAPSED)
 
 def _fits(op: str, a: Jet) -> bool:
     """Whether the kernel of ``op`` takes a jet of this layout, where it is."""
-    if not any(a.layout is each for each in _LAYOUTS) or a.parts[0] is None:
+    if a.parts[0] is None or not takes_triton(op, a.primal, a.parts[0]):
         return False
-    return takes_triton(op, a.primal, a.parts[0])
+    return any(a.layout is each for each in _LAYOUTS)
 
 
 def carried(op: str, a: Jet, *others: Tensor | None) -> Parts | None:
@@ -71,7 +71,7 @@ def activation(a: Jet, function: str, parameter: float = 1.0) -> Jet | None:
 
 def affine(a: Jet, multiply: Callable[[Jet], Jet], bias: Tensor | None) -> Jet | None:
     """The jet of a linear layer whose bias, broadcasting, waits for an activation; None where it does not."""
-    if bias is None or torch.compiler.is_compiling() or not _fits("activation", a):
+    if bias is None or not _fits("activation", a) or torch.compiler.is_compiling():
         return None
     product = multiply(a)
     if bias.dtype != product.primal.dtype:  # under autocast
@@ -169,7 +169,7 @@ def _normalised(
 
 def total(a: Jet, b: Jet) -> Jet | None:
     """The sum of two jets, which waits for a scale; None where it is not to."""
-    if torch.compiler.is_compiling() or not (_fits("residual", a) and _fits("residual", b)):
+    if not (_fits("residual", a) and _fits("residual", b)) or torch.compiler.is_compiling():
         return None
     if a.shape != b.shape or a.primal.dtype != b.primal.dtype or not a.stacks_like(b):
         return None
