@@ -30,7 +30,7 @@ class Pending(Protocol):
 
 @dataclass(frozen=True)
 class Bias:
-    """A bias, shaped to broadcast, of a layer's ``product``, which nothing else holds."""
+    """A bias, shaped to broadcast, of a layer's ``product``, to which it is added where it lies."""
 
     layout: Layout
     x: Tensor
@@ -160,7 +160,8 @@ class Deferred(Jet):
 
     @property
     def example(self) -> Tensor:
-        return self._pending.x
+        pending = self.pending
+        return self.primal if pending is None else pending.x
 
     @property
     def pending(self) -> Pending | None:
@@ -169,6 +170,7 @@ class Deferred(Jet):
             Jet.primal.__get__(self)
         except AttributeError:
             return self._pending
+        self._pending = None  # its tensors may be freed
         return None
 
     def __getattr__(self, name: str) -> object:
@@ -178,7 +180,13 @@ class Deferred(Jet):
         with torch.set_grad_enabled(self._recording):
             result = self._pending.run()
         self.primal, self.parts, self.stacked = result.primal, result.parts, result.stacked
+        self._pending = None
         return getattr(self, name)
+
+    def joins(self, kind: type[Pending]) -> Pending | None:
+        """What is pending, if it is of a kind and what follows it is recorded as it is."""
+        pending = self.pending if self._recording == torch.is_grad_enabled() else None
+        return pending if isinstance(pending, kind) else None
 
 
 _waiting: dict[int, weakref.ref[Deferred]] = {}

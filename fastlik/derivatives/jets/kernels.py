@@ -57,16 +57,23 @@ def activation(a: Jet, function: str, parameter: float = 1.0) -> Jet | None:
     """The jet of a function of one number; None where there is no kernel for it."""
     if function not in FUNCTIONS:
         return None
-    pending = a.pending if isinstance(a, Deferred) else None
-    if isinstance(pending, Normalisation) and function != "softplus":
-        return replace(pending, function=function).run()
-    bias = None
-    if isinstance(pending, Bias):
-        a, bias = pending.product, pending.bias
+    normalisation = _waiting(a, Normalisation)
+    if normalisation is not None and function != "softplus":
+        return replace(normalisation, function=function).run()
+    affine = _waiting(a, Bias)
+    a = a if affine is None else affine.product
     parts = carried("activation", a)
     if parts is None:
         return None
-    return _deferred(Activation(a.layout, a.primal, parts, function, parameter, bias))
+    if affine is None:
+        return _deferred(Activation(a.layout, a.primal, parts, function, parameter))
+    # at once: the bias may be added to the product when that is used again
+    return Activation(a.layout, a.primal, parts, function, parameter, affine.bias).run()
+
+
+def _waiting(a: object, kind: type[Pending]) -> Pending | None:
+    """What a jet waits for, if that is of a kind that can be joined."""
+    return a.joins(kind) if isinstance(a, Deferred) else None
 
 
 def affine(a: Jet, multiply: Callable[[Jet], Jet], bias: Tensor | None) -> Jet | None:
@@ -103,9 +110,8 @@ def product(a: Jet, b: Jet) -> Jet | None:
 
 def _activation_of(a: Jet) -> Activation | None:
     """The activation that a jet waits for, if the kernel of products takes it."""
-    pending = a.pending if isinstance(a, Deferred) else None
-    joins = isinstance(pending, Activation) and pending.bias is None and pending.function != "softplus"
-    return pending if joins else None
+    pending = _waiting(a, Activation)
+    return None if pending is None or pending.function == "softplus" else pending
 
 
 def attention(
@@ -181,8 +187,8 @@ def scaled(a: object, b: object) -> Jet | None:
     """A deferred jet times a constant, in either order; None where the pass cannot take it."""
     if isinstance(a, (int, float)):
         a, b = b, a
-    pending = a.pending if isinstance(a, Deferred) else None
-    if isinstance(pending, Sum) and isinstance(b, (int, float)):
+    pending = _waiting(a, Sum)
+    if pending is not None and isinstance(b, (int, float)):
         scale = b if pending.scale is None else b * pending.scale
         return Deferred(replace(pending, scale=scale))
     return _joined(a, b, Normalisation.scaled)
@@ -196,8 +202,8 @@ def shifted(a: object, b: object) -> Jet | None:
 def _joined(a: object, by: object, step: Callable[[Normalisation, Tensor], Normalisation]) -> Jet | None:
     if isinstance(by, Deferred):
         a, by = by, a
-    pending = a.pending if isinstance(a, Deferred) else None
-    if not isinstance(pending, Normalisation) or isinstance(by, Jet):
+    pending = _waiting(a, Normalisation)
+    if pending is None or isinstance(by, Jet):
         return None
     rows = pending.rows(by)
     return None if rows is None else Deferred(step(pending, rows))

@@ -1,5 +1,6 @@
 """Networks whose jets go through the fused kernels, against the rules in plain PyTorch."""
 
+import weakref
 from collections import Counter
 
 import pytest
@@ -8,6 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastlik
+from fastlik.derivatives.jets import kernels as kernels_of_jets
+from fastlik.derivatives.jets.jet import Jet
+from fastlik.derivatives.jets.layout import ALONG
 from fastlik.ops.activation.triton import FUSED as ACTIVATION
 from fastlik.ops.attention.triton import FUSED as ATTENTION
 from fastlik.ops.gate.triton import FUSED as GATE
@@ -233,6 +237,51 @@ def test_residual_sums_take_their_scale_along(kernels, order, options):
     for a, b in zip(actual, truth, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
     assert {scale: n for (op, scale), n in kernels.items() if op == "residual"} == {1 / 2**0.5: 1, 0.5: 1}
+
+
+def used_twice(x):
+    """What has joined an activation is used again, before and after it."""
+    weight = torch.linspace(-1, 1, 9, dtype=x.dtype, device=x.device).view(3, 3)
+    h, g = F.linear(x, weight, weight[0]), F.linear(x.sin(), weight, weight[1])
+    first, second = F.silu(h), F.silu(g)
+    return (h + first) * (second + g) + F.silu(h) * first
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_what_was_joined_can_be_used_again(kernels, recorded):
+    x = torch.randn(2, 4, 3, device=DEVICE)
+    v = directions(x)
+    truth = fastlik.jet(used_twice, x.double(), v.double(), 2, backend="torch")
+    with torch.set_grad_enabled(recorded):
+        actual = fastlik.jet(used_twice, x, v, 2, backend="jets")
+    for a, b in zip(actual, truth, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_without_gradients_does_not_get_them_from_what_follows(kernels):
+    net, x = nn.Linear(3, 3).to(DEVICE), torch.randn(2, 3, device=DEVICE)
+    norm = nn.GroupNorm(1, 3).to(DEVICE)
+
+    def f(x):
+        with torch.no_grad():
+            h, g = net(x), norm(x[..., None])
+        return F.silu(h) + F.silu(g)[..., 0] * net.weight.sum()
+
+    value, _ = fastlik.jvp(f, x.clone().requires_grad_(), directions(x), backend="jets")
+    grads = torch.autograd.grad(
+        value.sum(), [net.weight, net.bias, norm.weight, norm.bias], materialize_grads=True
+    )
+    assert grads[0].abs().sum() > 0 and not any(grad.any() for grad in grads[1:])
+
+
+def test_what_was_read_is_freed(monkeypatch):
+    monkeypatch.setenv("FASTLIK_BACKEND", "triton")
+    x = torch.randn(2, 3, device=DEVICE)
+    with torch.no_grad():
+        jet = kernels_of_jets.activation(Jet(ALONG[1], x * 1, (directions(x),)), "silu")
+    read = weakref.ref(jet.example)
+    assert jet.primal.shape == (2, 3)
+    assert read() is None
 
 
 def test_the_compiler_takes_a_transformer(monkeypatch):
