@@ -16,7 +16,7 @@ from benchmarks import workloads
 from benchmarks.cost import flops
 from benchmarks.measure import TARGET, environment, errors, loosest
 from benchmarks.methods import COMPILED, FASTLIK, TORCHDIFFEQ
-from fastlik.ops.mlp import Divergence, Ode, Packed, recognise, reference
+from fastlik.ops.mlp import Divergence, Ode, Packed, jet, recognise, reference
 from fastlik.ops.mlp.grid import runge_kutta
 from fastlik.solvers.tableau import RK4
 
@@ -86,6 +86,37 @@ def bench_throughput(benchmark, size):
 
 def _ode(u: torch.Tensor) -> Ode:
     return Ode(u, torch.ones_like(u), -0.5 * u, 0.1 + u)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("directions", [1, 4])
+def bench_derivatives_along_directions(benchmark, directions, order):
+    """1024 rows of 4 x 128 units, beside ``fastlik.jet`` in eager mode."""
+    torch.manual_seed(0)
+    net = fastlik.nn.MLP(2, width=128, depth=4)
+    nn.init.normal_(net.out.weight, std=0.1)
+    times = torch.linspace(0, 1, 5, dtype=torch.float64)
+    program = recognise(net, 2, {}, times, torch.float32, torch.device("cpu"))
+    x, time_, v = torch.randn(1024, 2), torch.rand(1024), torch.randn(directions, 1024, 2)
+    jets: list[float] = []
+
+    def by_jets() -> tuple:
+        return fastlik.jet(lambda x: net(x, time_), x, v, order)
+
+    def run_jets() -> None:
+        start = time.process_time()
+        by_jets()
+        jets.append(time.process_time() - start)
+
+    with torch.no_grad():
+        pairs = zip(jet(program, x, time_, v, order), by_jets(), strict=True)
+        error = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+        benchmark.pedantic(jet, (program, x, time_, v, order), setup=run_jets, rounds=4 * ROUNDS)
+    benchmark.extra_info |= {"directions": directions, "order": order, "error": error}
+    benchmark.extra_info |= environment(FASTLIK)
+    if benchmark.stats:
+        benchmark.extra_info["jets / native"] = statistics.median(jets) / benchmark.stats.stats.median
+    assert error < ROUNDING
 
 
 @pytest.mark.parametrize("setting", ["as practised", "equal error"])

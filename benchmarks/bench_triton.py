@@ -24,8 +24,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import fastlik
 from fastlik.ops.activation import activation
 from fastlik.ops.attention import attention
+from fastlik.ops.gate import gate
 from fastlik.ops.hutchinson import products
 from fastlik.ops.normalisation import normalise
+from fastlik.ops.residual import residual
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -34,16 +36,18 @@ ERRORS = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 PEERS = ("triton", "compile", "eager", "forward", "copy")
 ROUNDS, JUDGED_ROWS = 20, 2
 
-Jet = tuple[Tensor, Tensor]
+Jet = tuple[Tensor, ...]
 
 
 class Case(NamedTuple):
-    """``f`` of the primal (B, ...), and its jet (f(x), J v (1, B, ...)) by our kernel."""
+    """``f`` of the primal (B, ...), and its jet (f(x), J v (1, B, ...)) by our kernel; of order 2 along a
+    straight line, (f(x), J v, D^2 f[v, v]) from second derivatives that are 0."""
 
     shape: tuple[int, ...]
     f: Callable[[Tensor], Tensor]
     jet: Callable[[Tensor, Tensor, str], list[Tensor]]
     channels_last: bool = False
+    order: int = 1
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -51,7 +55,7 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Te
     return torch.randn(shape, device="cuda", generator=generator).to(dtype)
 
 
-def _group_norm(channels: int, side: int, channels_last: bool) -> Case:
+def _group_norm(channels: int, side: int, channels_last: bool, batch: int = 256) -> Case:
     def factors(x: Tensor) -> tuple[Tensor, Tensor]:
         return (normal(1, channels, seed=i).to(x.dtype) for i in (2, 3))
 
@@ -63,7 +67,7 @@ def _group_norm(channels: int, side: int, channels_last: bool) -> Case:
         weight, bias = factors(x)
         return normalise(x, v, groups=32, scale=weight, shift=bias, function="silu", backend=backend)
 
-    return Case((256, channels, side, side), f, jet, channels_last)
+    return Case((batch, channels, side, side), f, jet, channels_last)
 
 
 def _layer_norm() -> Case:
@@ -82,16 +86,31 @@ def _layer_norm() -> Case:
     return Case((64, 1024, 1152), f, jet)
 
 
-def _attention(size: int) -> Case:
+def _attention(size: int, order: int = 1) -> Case:
     """Queries, keys and values side by side in x (B, 3, H, T, D)."""
 
     def f(x: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(*x.unbind(1))
 
     def jet(x: Tensor, v: Tensor, backend: str) -> list[Tensor]:
-        return attention(*x.unbind(1), *v.unbind(2), backend=backend)
+        straight = torch.zeros_like(v).unbind(2) if order == 2 else ()
+        return attention(*x.unbind(1), *v.unbind(2), *straight, backend=backend)
 
-    return Case((16, 3, 16, 1024, size), f, jet)
+    return Case((16, 3, 16, 1024, size), f, jet, order=order)
+
+
+def _gate(order: int = 1) -> Case:
+    """SwiGLU of the halves of x."""
+
+    def f(x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        return F.silu(a) * b
+
+    def jet(x: Tensor, v: Tensor, backend: str) -> list[Tensor]:
+        straight = torch.zeros_like(v).chunk(2, -1) if order == 2 else ()
+        return gate(*x.chunk(2, -1), *v.chunk(2, -1), *straight, function="silu", backend=backend)
+
+    return Case((16, 1024, 2 * 4096), f, jet, order=order)
 
 
 def _silu_jet(x: Tensor, v: Tensor, backend: str) -> list[Tensor]:
@@ -102,9 +121,14 @@ CASES = {
     "silu": lambda: Case((256, 128, 32, 32), F.silu, _silu_jet),
     "group norm + silu, NCHW": lambda: _group_norm(128, 32, False),
     "group norm + silu, NHWC": lambda: _group_norm(128, 32, True),
+    "group norm + silu, NHWC, 256 x 256": lambda: _group_norm(128, 256, True, 8),
     "layer norm + modulation": _layer_norm,
+    "SwiGLU": _gate,
+    "SwiGLU, order 2": lambda: _gate(2),
     "attention, T = 1024, D = 64": lambda: _attention(64),
     "attention, T = 1024, D = 128": lambda: _attention(128),
+    "attention, T = 1024, D = 64, order 2": lambda: _attention(64, 2),
+    "attention, T = 1024, D = 128, order 2": lambda: _attention(128, 2),
 }
 
 
@@ -137,14 +161,28 @@ def _runner(peer: str, case: Case, x: Tensor, v: Tensor, size: int) -> Callable[
 
     def eager() -> Jet:
         with sdpa_kernel(SDPBackend.MATH):
-            value, tangent = torch.func.jvp(case.f, (x,), (v[0],))
-        return value, tangent[None]
+            return tuple(each if i == 0 else each[None] for i, each in enumerate(_nested(case, x, v[0])))
 
     return eager
 
 
+def _nested(case: Case, x: Tensor, v: Tensor) -> Jet:
+    """By torch.func.jvp, of itself for the second order."""
+
+    def first(x: Tensor) -> Jet:
+        return torch.func.jvp(case.f, (x,), (v,))
+
+    if case.order == 1:
+        return first(x)
+    (value, slope), (_, bend) = torch.func.jvp(first, (x,), (v,))
+    return value, slope, bend
+
+
 def _compiled(case: Case, x: Tensor, v: Tensor) -> Callable[[], object]:
-    function = torch.compile(lambda x, v: fastlik.jvp(case.f, x, v, backend="jets"), fullgraph=True)
+    def jet(x: Tensor, v: Tensor) -> Jet:
+        return fastlik.jet(case.f, x, v, case.order, backend="jets")
+
+    function = torch.compile(jet, fullgraph=True)
     return lambda: function(x, v)
 
 
@@ -167,11 +205,11 @@ def bench_jet(benchmark, monkeypatch, name, dtype, peer):
     x, v = (normal(*case.shape, dtype=dtype, seed=seed) for seed in (0, 1))
     if case.channels_last:
         x, v = (each.to(memory_format=torch.channels_last) for each in (x, v))
-    if name.endswith("D = 128") and dtype == torch.float32:
+    if "D = 128" in name and dtype == torch.float32:
         pytest.skip("the kernel takes no such heads in float32")
     v = v[None]
     results = case.jet(x, v, "triton")
-    size = x.nbytes + v.nbytes + sum(result.nbytes for result in results)
+    size = x.nbytes + case.order * v.nbytes + sum(result.nbytes for result in results)
     if peer == "compile":  # of the rules in PyTorch, not of our kernels
         monkeypatch.setenv("FASTLIK_BACKEND", "torch")
     run = _runner(peer, case, x, v, size)
@@ -186,15 +224,34 @@ def bench_hutchinson(benchmark, peer):
     jv, rows = normal(1, 4096, 3, 64, 64), torch.arange(4096, device="cuda")
     v = torch.ones_like(jv)
     run = {
-        "triton": lambda: products(jv, seed=0, rows=rows, backend="triton"),
+        "triton": lambda: products(jv, range(1), seed=0, rows=rows, backend="triton"),
         "eager": lambda: (v * jv).flatten(2).double().sum(2),
         "copy": _runner("copy", None, jv, jv, jv.nbytes),
     }[peer]
     error = 0.0
     if peer == "triton":
-        truth = products(jv[:, :2].double(), seed=0, rows=rows[:2], backend="torch")
+        truth = products(jv[:, :2].double(), range(1), seed=0, rows=rows[:2], backend="torch")
         error = ((run()[:, :2] - truth).abs().max() / truth.abs().max()).item()
     _report(benchmark, run, "hutchinson product", peer, jv.dtype, jv.nbytes, error)
+
+
+@pytest.mark.parametrize("peer", ["triton", "eager", "copy"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def bench_residual(benchmark, dtype, peer):
+    """(a + b) s of a primal and its tangent."""
+    dtype = DTYPES[dtype]
+    a, b = (normal(2, 256, 128, 32, 32, dtype=dtype, seed=seed) for seed in (0, 1))
+    run = {
+        "triton": lambda: residual(a, b, 0.7, backend="triton"),
+        "eager": lambda: (a + b) * 0.7,
+        "copy": _runner("copy", None, a, b, 3 * a.nbytes),
+    }[peer]
+    error = 0.0
+    if peer != "copy":
+        truth = residual(a[:, :2].double(), b[:, :2].double(), 0.7, backend="torch")
+        error = ((run()[:, :2] - truth).abs().max() / truth.abs().max()).item()
+    _report(benchmark, run, "residual sum", peer, dtype, 3 * a.nbytes, error)
 
 
 def _report(benchmark, run, name, peer, dtype, size, error):

@@ -1,7 +1,7 @@
 """Registers, stack and shared memory of every Triton kernel, compiled without a GPU.
 
     python -m benchmarks.triton_resources [operation ...]      # writes results/triton_resources.json
-    python -m benchmarks.triton_resources check activation "silu none" sm_90
+    python -m benchmarks.triton_resources check activation "silu none" sm_90 ...
 
 Operations are called on tensors without storage, and what they would launch is compiled for every target.
 """
@@ -92,18 +92,20 @@ def fingerprint(operation: str) -> str:
     """Changes with the sources of an operation's kernels and with the compiler."""
     ops = Path(__file__).parents[1] / "fastlik" / "ops"
     # others use the functions of activations
-    sources = b"".join((ops / name / "triton.py").read_bytes() for name in (operation, "activation"))
-    return f"{hashlib.sha256(sources).hexdigest()[:16]}, triton {triton.__version__}"
+    paths = [path for name in sorted({operation, "activation"}) for path in sorted((ops / name).glob("*.py"))]
+    sources = [path.read_bytes() for path in paths]
+    kernels = b"".join(source for source in sources if b"import triton" in source)
+    return f"{hashlib.sha256(kernels).hexdigest()[:16]}, triton {triton.__version__}"
 
 
 def measure(operation: str, case: str, dtype: torch.dtype, target: str) -> dict[str, dict[str, int]]:
-    """The figures of every kernel of one call, by name."""
-    return {
-        f"{str(dtype).removeprefix('torch.')} / {target} / {launch[0].fn.__name__}": resources(
-            launch, TARGETS[target]
-        )
-        for launch in launches(lambda: CASES[operation][case](dtype))
-    }
+    """The figures of every kernel of one call, by name; of one that is launched twice, with a number."""
+    figures: dict[str, dict[str, int]] = {}
+    for launch in launches(lambda: CASES[operation][case](dtype)):
+        name = f"{str(dtype).removeprefix('torch.')} / {target} / {launch[0].fn.__name__}"
+        name = next(each for each in (name, f"{name} 2") if each not in figures)
+        figures[name] = resources(launch, TARGETS[target])
+    return figures
 
 
 def update(operation: str) -> None:
@@ -132,12 +134,13 @@ def check(operation: str, case: str, target: str) -> None:
     figures = measure(operation, case, DTYPES[0], target)
     if known["fingerprint"].endswith(compiler):
         expected = {name: known["cases"][case][name] for name in figures}
-        assert figures == expected, f"{figures}, in the table {expected}"
+        assert figures == expected, f"{operation}: {figures}, in the table {expected}"
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["check"]:
-        check(*sys.argv[2:])
+        for start in range(2, len(sys.argv), 3):
+            check(*sys.argv[start : start + 3])
     else:
         for operation in sys.argv[1:] or CASES:
             update(operation)

@@ -1,11 +1,14 @@
 // fastlik._native: addresses, sizes and strides in; CUDA functions take a stream as well and return
 // a cudaError_t.  No torch headers; checks and allocations belong to the Python callers,
 // fastlik/ops/<op>/native.py.
+#include <cstring>
+
 #include <pybind11/pybind11.h>
 
+#include "adams_bindings.h"
 #include "isa.h"
 #include "jet_bindings.h"
-#include "mlp_bindings.h"
+#include "mlp_gradient_bindings.h"
 #include "reader.h"
 #ifdef FASTLIK_CUDA
 #include "mlp_chain_bindings.h"
@@ -108,6 +111,14 @@ int rk_advance_cuda(bool is_double, const py::tuple& sizes, const py::tuple& add
 }
 #endif
 
+// Whether each of some blocks of memory equals the block of the same place in others.
+bool same_bytes(const py::tuple& some, const py::tuple& others, const py::tuple& sizes) {
+  Reader left(some), right(others), size(sizes);
+  for (size_t i = 0; i < sizes.size(); ++i)
+    if (std::memcmp(left.address<void>(), right.address<void>(), size.next<size_t>()) != 0) return false;
+  return true;
+}
+
 py::list isas() {
   py::list names;
   for (Isa isa : supported_isas()) names.append(isa_name(isa));
@@ -124,7 +135,10 @@ PYBIND11_MODULE(_native, m) {
   m.def("isa", [] { return isa_name(active_isa); }, "The instruction set in use.");
   m.def("select_isa", &select_isa, "Use another instruction set (for tests).");
   define_mlp(m);
+  define_mlp_gradient(m);
   define_jet(m);
+  define_adams_step(m);
+  m.def("same_bytes", &same_bytes);
   m.def("rk_combine", &rk_combine);
   m.def("rk_advance", &rk_advance);
 #ifdef FASTLIK_CUDA

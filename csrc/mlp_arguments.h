@@ -2,6 +2,7 @@
 #pragma once
 
 #include <stdexcept>
+#include <utility>
 
 #include "fastlik/mlp.h"
 #include "fastlik/quadrature.h"
@@ -103,10 +104,12 @@ MlpAdamsArgs read_adams(const py::tuple& sizes, const py::tuple& addresses, cons
   a.clock.breaks = tensor.address<const double>();
   a.clock.values = tensor.address<const double>();
   a.y = tensor.address<void>();
+  double* numbers = tensor.address<double>();  // (6, rows)
   for (double** target : {&a.t, &a.defect, &a.defect_square, &a.change, &a.variance, &a.quadrature})
-    *target = tensor.address<double>();
+    *target = std::exchange(numbers, numbers + a.in.rows);
   a.status = tensor.address<int32_t>();
-  for (int64_t** target : {&a.nfe, &a.steps, &a.rejected}) *target = tensor.address<int64_t>();
+  int64_t* counts = tensor.address<int64_t>();  // (3, rows)
+  for (int64_t** target : {&a.nfe, &a.steps, &a.rejected}) *target = std::exchange(counts, counts + a.in.rows);
   a.t0 = clock.next<double>();
   a.t1 = clock.next<double>();
   a.first_step = clock.next<double>();

@@ -2,7 +2,9 @@
 // tensor that Python keeps.
 #pragma once
 
+#include <algorithm>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "isa.h"
@@ -56,6 +58,7 @@ struct PackedMlp {
     net.op_count = int32_t(ops.size());
     net.buffer_count = int32_t(buffers.size());
     net.condition_count = int32_t(conditions.size());
+    for (const MlpOp& op : ops) net.weight_count = std::max(net.weight_count, op.weight + 1);
     for (int c = 0; c < net.condition_count; ++c) net.conditions[c] = conditions[c].cast<int32_t>();
     Reader out(output), closed(trace);
     net.output = read_view(out);
@@ -103,6 +106,22 @@ void mlp_evaluate(const PackedMlp& packed, const py::tuple& sizes, const py::tup
   run(packed.net, a, threads);
 }
 
+void mlp_jet(const PackedMlp& packed, const py::tuple& sizes, const py::tuple& addresses,
+             const py::tuple& conditions, int threads) {
+  Reader size(sizes), tensor(addresses);
+  MlpJetArgs a{};
+  a.in = read_rows(size.next<int64_t>(), tensor, conditions);
+  a.directions = size.next<int64_t>();
+  a.order = size.next<int64_t>();
+  a.times = tensor.address<const double>();
+  a.vectors = tensor.address<const void>();
+  a.value = tensor.address<void>();
+  a.derivatives = tensor.address<void>();
+  const auto run = packed.is_double ? FASTLIK_CPU(mlp_jet<double>) : FASTLIK_CPU(mlp_jet<float>);
+  py::gil_scoped_release release;
+  run(packed.net, a, threads);
+}
+
 void mlp_grid(const PackedMlp& packed, const py::tuple& sizes, const py::tuple& addresses,
               const py::tuple& conditions, const py::tuple& trace, int threads) {
   const MlpGridArgs a = read_grid(sizes, addresses, conditions, trace);
@@ -137,6 +156,7 @@ void define_mlp(py::module_& m) {
       .def(py::init<bool, std::uintptr_t, const py::tuple&, const py::list&, const py::list&,
                     const py::list&, const py::tuple&, const py::tuple&, const py::tuple&>());
   m.def("mlp_evaluate", &mlp_evaluate);
+  m.def("mlp_jet", &mlp_jet);
   m.def("mlp_grid", &mlp_grid);
   m.def("mlp_adaptive", &mlp_adaptive);
   m.def("mlp_adams", &mlp_adams);

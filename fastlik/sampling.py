@@ -106,18 +106,18 @@ def _shape(model: ScoreModel, shape_or_n: int | tuple[int, ...]) -> tuple[int, .
 def _reverse_ode(
     problem: Problem, latent: Tensor, rows: Tensor, condition: dict, return_nll: bool
 ) -> Tensor | tuple[Tensor, NLL]:
-    scale, u = problem.ends(latent.device)
+    scale, u = problem.ends
     flow = problem.flow(rows, condition)
-    solution = integrate_flow(problem, flow, latent / scale[1].to(latent.dtype), u.flip(0))
+    solution = integrate_flow(problem, flow, latent / scale[1], u[::-1])
     end = solution.end
-    samples = end.y * scale[0].to(latent.dtype)
+    samples = end.y * scale[0]
     failed = end.status != Status.DONE
     samples.masked_fill_(failed.reshape(-1, *(1,) * (samples.dim() - 1)), torch.nan)
     warn_of_failures(end.status, problem.times(end.t), "have no sample")
     if not return_nll:
         return samples
     # the change was integrated from the prior to the data
-    return samples, as_nll(problem, solution._replace(change=-solution.change), latent, scale)
+    return samples, as_nll(problem, solution._replace(change=-solution.change), latent)
 
 
 def _reverse_sde(problem: Problem, latent: Tensor, steps: int, condition: dict, seed: int) -> Tensor:
@@ -127,9 +127,9 @@ def _reverse_sde(problem: Problem, latent: Tensor, steps: int, condition: dict, 
 
     exact for the x0_hat at hand; written so that rho = infinity (alpha = 0) is regular.
     """
-    scale, u = problem.ends(latent.device)
-    angles = problem.clock.angle(torch.linspace(u[1].item(), u[0].item(), steps + 1, dtype=torch.float64))
-    z = latent / scale[1].to(latent.dtype)
+    scale, u = problem.ends
+    angles = problem.clock.angle(torch.linspace(u[1], u[0], steps + 1, dtype=torch.float64))
+    z = latent / scale[1]
     rows = torch.arange(len(z), device=z.device)
     for n, (now, then) in enumerate(zip(angles[:-1], angles[1:], strict=True)):
         v = problem.model.angular_velocity(z, now.expand(len(z)).to(z.device), **condition)
@@ -142,4 +142,4 @@ def _reverse_sde(problem: Problem, latent: Tensor, steps: int, condition: dict, 
             + (then.cos() * (1 - keep)).item() * denoised
             + (then.sin() * (1 - keep).sqrt()).item() * noise
         )
-    return z * scale[0].to(z.dtype)
+    return z * scale[0]

@@ -10,21 +10,56 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property, wraps
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
+
+Value = TypeVar("Value")
 
 
 def _time(t: Tensor | float) -> Tensor:
     return t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
 
 
+def remembered(f: Callable[..., Value]) -> Callable[..., Value]:
+    """``f(schedule, *arguments)``, computed once for each schedule that is frozen, and hashable arguments.
+
+    For numbers, not tensors: those could belong to an inference mode or a graph.
+    """
+
+    @wraps(f)
+    def recall(schedule: Schedule, *arguments: object) -> Value:
+        if not is_frozen(schedule):
+            return f(schedule, *arguments)
+        known, key = schedule._known, (f, *arguments)
+        if key not in known:
+            known[key] = f(schedule, *arguments)
+        return known[key]
+
+    return recall
+
+
+def is_frozen(schedule: Schedule) -> bool:
+    """Whether it is one of this module's: others may change, as those that are learned do."""
+    return type(schedule).__module__ == __name__
+
+
 @dataclass(frozen=True)
 class Schedule(ABC):
     """Base class. ``t_min`` and ``t_max`` bound the time interval on which the process is used."""
+
+    @cached_property
+    def _known(self) -> dict:
+        """What :func:`remembered` functions found."""
+        return {}
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "_known"}
 
     @property
     def t_data(self) -> float:
@@ -75,7 +110,7 @@ class Schedule(ABC):
 
     def to_dict(self) -> dict:
         """A JSON-able description; :func:`from_dict` makes the schedule again."""
-        return {"name": type(self).__name__, **asdict(self)}
+        return {"name": type(self).__name__} | {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 @dataclass(frozen=True)
@@ -335,12 +370,20 @@ class DiscreteVP(Schedule):
         return float(len(self.alphas_cumprod) - 1)
 
     @cached_property
-    def _table(self) -> Tensor:
-        return torch.logit(torch.tensor(self.alphas_cumprod, dtype=torch.float64))
+    def _tables(self) -> dict[tuple[torch.device, torch.dtype], Tensor]:
+        return {}
+
+    def _table(self, like: Tensor) -> Tensor:
+        """The log-SNRs, kept where they are used: copying them makes the host wait."""
+        key = like.device, like.dtype
+        if key not in self._tables:
+            log_snr = torch.logit(torch.tensor(self.alphas_cumprod, dtype=torch.float64))
+            self._tables[key] = log_snr.to(like)
+        return self._tables[key]
 
     def _log_snr_and_slope(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         t = _time(t)
-        table = self._table.to(t)
+        table = self._table(t)
         low = t.floor().clamp(0, len(table) - 2).long()
         slope = table[low + 1] - table[low]
         return table[low] + (t - low) * slope, slope
@@ -363,7 +406,7 @@ class DiscreteVP(Schedule):
 
     def t(self, log_snr: Tensor | float) -> Tensor:
         log_snr = _time(log_snr)
-        table = self._table.to(log_snr)
+        table = self._table(log_snr)
         # the table decreases, searchsorted wants it increasing
         high = torch.searchsorted(-table, -log_snr.contiguous()).clamp(1, len(table) - 1)
         low = high - 1

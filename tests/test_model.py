@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import fastlik
-from fastlik.model import PREDICTIONS
+from fastlik.model import PREDICTIONS, evaluating
 
 
 @pytest.mark.parametrize("predicts", PREDICTIONS)
@@ -119,3 +119,26 @@ def test_an_unusable_output_is_named():
 def test_wrap_lists_what_is_valid(arguments, error, message):
     with pytest.raises(error, match=message):
         fastlik.wrap(nn.Identity(), **{"schedule": fastlik.VP(), **arguments})
+
+
+class Frozen(nn.Dropout):
+    """Stays in training mode whatever is asked of it."""
+
+    def train(self, mode=True):
+        return super().train(True)
+
+
+@pytest.mark.parametrize("kind", ["plain", "own train", "script"])
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_evaluating_restores_every_modules_mode(kind):
+    net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), Frozen(0.5) if kind == "own train" else nn.Tanh())
+    net[0].eval()
+    net = torch.jit.script(net) if kind == "script" else net
+    model = nn.ModuleList([net])
+    before = [module.training for module in model.modules()]
+    with evaluating(model):
+        training = [module.training for module in net.modules()]
+        assert training == [False, False, False, kind == "own train"]
+        x = torch.ones(8, 2)
+        assert kind == "own train" or torch.equal(net(x), net(x))
+    assert [module.training for module in model.modules()] == before

@@ -1,12 +1,14 @@
 """Schedules: inverses, derivatives, the closed forms of the literature."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
 
 import fastlik
-from fastlik.schedule import from_dict, named
+from fastlik.schedule import from_dict, named, remembered
 
 
 def times(schedule, n=64):
@@ -89,3 +91,45 @@ def test_discrete_table_is_met_at_the_indices():
 def test_bad_schedules_say_what_is_valid(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_what_is_remembered_is_of_a_schedule_that_is_frozen():
+    calls = []
+
+    @remembered
+    def rate(schedule, factor):
+        calls.append(factor)
+        return factor * schedule.beta_min
+
+    one, two = fastlik.VP(), fastlik.VP(0.2)
+    found = [rate(one, 3.0), rate(two, 3.0), rate(one, 3.0), rate(one, 4.0)]
+    assert found == pytest.approx([0.3, 0.6, 0.3, 0.4])
+    assert calls == [3.0, 3.0, 4.0]
+    for copied in (pickle.loads(pickle.dumps(one)), copy.deepcopy(one)):
+        assert copied == one and rate(copied, 3.0) == rate(one, 3.0) and len(calls) == 4
+        calls.pop()
+
+
+def test_a_schedule_that_is_learned_is_asked_again():
+    """Its likelihood follows its parameters, by a kernel too."""
+
+    class Learned(fastlik.VP):
+        gain = 1.0
+
+        def integral_beta(self, t):
+            return self.gain * super().integral_beta(t)
+
+        def _invert_integral(self, integral):
+            return super()._invert_integral(integral / self.gain)
+
+    torch.manual_seed(0)
+    net = fastlik.nn.MLP(2, width=16, depth=2)
+    torch.nn.init.normal_(net.out.weight, std=0.2)
+    x = torch.tensor([[0.3, -0.2]])
+    schedule = Learned()
+    model = fastlik.wrap(net, schedule, "noise")
+    fastlik.ode_nll(model, x)
+    Learned.gain = 1.5
+    again = fastlik.ode_nll(model, x)
+    fresh = fastlik.ode_nll(fastlik.wrap(net, Learned(), "noise"), x)
+    assert torch.equal(again.nats, fresh.nats)

@@ -16,15 +16,25 @@ OPERATIONS = json.loads(TABLE.read_text())
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
 
 
-# bytes of local memory a thread that are known: sin reduces large angles there; products of float32 numbers
-# as three in TF32 need their operands twice; whole groups and wide heads are more than the registers hold
-STACK = {"hutchinson": 0, "activation": 8, "attention": 704, "normalisation": 1536}
+# bytes of local memory a thread that are known; elsewhere there are none.  Products of float32 numbers as
+# three in TF32 need their operands twice, and a second-order jet has most of them; the backward pass of a
+# group of 8192 numbers, and a head of 128 with a mask, are more than the registers hold.
+STACK = {
+    ("attention", "bfloat16"): 328,
+    ("attention", "float32"): 1344,
+    ("normalisation", "bfloat16"): 328,
+    ("normalisation", "float32"): 392,
+}
 
-# one case of each operation is compiled again
+# some cases are compiled again
 RECOMPILED = [
     ("activation", "silu none", "sm_90"),
+    ("gate", "silu none 8192", "sm_90"),
     ("normalisation", "nhwc silu none 128 (32, 32)", "sm_90"),
-    ("attention", "head 64 tangents 1 mask none", "sm_80"),
+    ("normalisation", "nhwc silu sum 128 (256, 256)", "sm_80"),
+    ("attention", "head 64 tangents 1 none mask none", "sm_80"),
+    ("attention", "head 32 tangents 1 along mask none", "sm_90"),
+    ("residual", "sum", "sm_80"),
     ("hutchinson", "products", "sm_80"),
 ]
 
@@ -44,9 +54,10 @@ def run(*arguments):
 def test_limits_of_registers_stack_and_shared_memory(operation):
     for case, kernels in OPERATIONS[operation]["cases"].items():
         for name, figures in kernels.items():
-            assert figures["stack"] <= STACK[operation], (case, name)
+            dtype, target, _ = name.split(" / ")
+            assert figures["stack"] <= STACK.get((operation, dtype), 0), (case, name)
             assert figures["registers"] <= 255, (case, name)
-            assert figures["shared"] <= SHARED[name.split(" / ")[1]], (case, name)
+            assert figures["shared"] <= SHARED[target], (case, name)
 
 
 def test_every_operation_with_triton_kernels_is_there():
@@ -55,7 +66,6 @@ def test_every_operation_with_triton_kernels_is_there():
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize("case", RECOMPILED, ids=lambda case: case[0])
-def test_the_table_is_true(case):
-    found = run("check", *case)
+def test_the_table_is_true():
+    found = run("check", *(each for case in RECOMPILED for each in case))
     assert found.returncode == 0, found.stderr

@@ -49,10 +49,15 @@ class MlpEvaluator {
 
   MlpEvaluator(const MlpNetwork& net, int64_t rows, int64_t tangents, bool shared_time, char* memory)
       : net_(net) {
-    for (int b = 0; b < net.buffer_count; ++b) {
-      const MlpBuffer& buffer = net.buffers[b];
+    place(rows, tangents, shared_time, memory);
+  }
+
+  // Puts the buffers of `rows` rows with `tangents` tangents each into `memory`.
+  void place(int64_t rows, int64_t tangents, bool shared_time, char* memory) {
+    for (int b = 0; b < net_.buffer_count; ++b) {
+      const MlpBuffer& buffer = net_.buffers[b];
       if (buffer.depends == 0) {
-        buffers_[b] = {const_cast<T*>(static_cast<const T*>(net.numbers)) + buffer.constant, 0};
+        buffers_[b] = {const_cast<T*>(static_cast<const T*>(net_.numbers)) + buffer.constant, 0};
         continue;
       }
       buffers_[b] = {reinterpret_cast<T*>(memory), line_size<T>(buffer.width)};
@@ -96,7 +101,7 @@ class MlpEvaluator {
   }
   void use_time(T* table, int64_t count, int64_t index) { use_table(table, count, index, true); }
 
- private:
+ protected:
   static int64_t lines(const MlpBuffer& buffer, int64_t rows, int64_t tangents, bool shared_time) {
     if (buffer.depends == 0 || (shared_time && buffer.depends == kOnTime)) return 0;
     return buffer.depends & kOnState ? rows * (1 + tangents) : rows;
@@ -241,13 +246,17 @@ class MlpEvaluator {
     }
   }
 
-  static void centre(const T* from, T* to, int64_t width) {
-    Vector<T> total{};
+  static T total(const T* from, int64_t width) {
+    Vector<T> all{};
     int64_t i = 0;
-    for (; i + kLanes<T> <= width; i += kLanes<T>) total += load(from + i);
-    T rest = sum<T>(total);
+    for (; i + kLanes<T> <= width; i += kLanes<T>) all += load(from + i);
+    T rest = sum<T>(all);
     for (; i < width; ++i) rest += from[i];
-    const T mean = rest / T(width);
+    return rest;
+  }
+
+  static void centre(const T* from, T* to, int64_t width) {
+    const T mean = total(from, width) / T(width);
     each_vector<T>(width, [&](int64_t i) { store(to + i, load(from + i) - mean); });
   }
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..checks import check_choice
 from .mode import faster
-from .probes import probe
+from .probes import Draws
 from .products import vjp
 from .taylor import jvp
 
@@ -41,28 +41,46 @@ def traces(
     mode: str = "auto",
     backend: str = "auto",
     chunk: int | None = None,
+    draws: Draws | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(f(x), v'Jv of shape (B, K) float64) for vectors (K, *x.shape), ``chunk`` of them at once."""
-    results = []
-    for group in vectors.split(chunk or max(1, len(vectors))):
-        value, parts = trace_parts(f, x, group, mode, backend)
-        results.append(parts.sum(2).T)
-    return value, torch.cat(results, 1)
+    """(f(x), v'Jv of shape (B, K) float64) for vectors (K, *x.shape), ``chunk`` of them at once.
+
+    draws: what the vectors are, if they are probes.
+    """
+    results, step = [], chunk or max(1, len(vectors))
+    for start in range(0, len(vectors), step):
+        which = slice(start, start + step)
+        value, products = _products(f, x, vectors[which], mode, backend)
+        if draws is None:
+            results.append(_parts(vectors[which], products).sum(2))
+        else:
+            results.append(draws[which].products(vectors[which], products))
+    return value, torch.cat(results).T
 
 
 def trace_parts(
     f: Callable[[Tensor], Tensor], x: Tensor, vectors: Tensor, mode: str = "auto", backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """(f(x), v_i (Jv)_i of shape (K, B, d) float64), which sum to v'Jv; for vectors (K, *x.shape).
+    """(f(x), v_i (Jv)_i of shape (K, B, d) float64), which sum to v'Jv; for vectors (K, *x.shape)."""
+    value, products = _products(f, x, vectors, mode, backend)
+    return value, _parts(vectors, products)
+
+
+def _products(
+    f: Callable[[Tensor], Tensor], x: Tensor, vectors: Tensor, mode: str, backend: str
+) -> tuple[Tensor, Tensor]:
+    """(f(x), J v or J' v).
 
     Mode "auto" is forward, so that a likelihood does not depend on a clock; reverse with backend "torch".
     """
     check_choice("mode", mode, MODES)
     if mode == "vjp" or (mode == "auto" and backend == "torch"):
-        value, products = vjp(f, x, vectors)
-    else:
-        value, products = jvp(f, x, vectors, backend=backend)
-    return value, (vectors * products).flatten(2).double()
+        return vjp(f, x, vectors)
+    return jvp(f, x, vectors, backend=backend)
+
+
+def _parts(vectors: Tensor, products: Tensor) -> Tensor:
+    return (vectors * products).flatten(2).double()
 
 
 def exact_trace(
@@ -122,12 +140,13 @@ def divergence(
     size = x[0].numel() if len(x) else 0
     exact = choose_method(method, size) == "exact"
     rows = torch.arange(len(x), device=x.device) if rows is None else rows
-    vectors = None if exact else torch.stack([probe(probe_kind, seed, rows, k, 0, x) for k in range(probes)])
+    draws = None if exact else Draws(probe_kind, seed, rows, range(probes))
+    vectors = None if exact else draws.vectors(x)
 
     def run(mode: str) -> tuple[Tensor, Tensor]:
         if exact:
             return exact_trace(f, x, mode, backend)
-        value, estimates = traces(f, x, vectors, mode, backend, chunk)
+        value, estimates = traces(f, x, vectors, mode, backend, chunk, draws)
         return value, estimates.mean(1)
 
     if mode == "auto" and backend == "auto":

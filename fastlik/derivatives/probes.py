@@ -7,15 +7,17 @@ dequantisation noise are the same in any batch, chunk, order or rank.  See ``ops
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..checks import check_choice
 from ..ops import hutchinson
+from ..ops.dispatch import takes_triton
 from ..ops.philox import Stream, philox, rademacher, random_words
 
-__all__ = ["PROBES", "Stream", "gaussian", "philox", "probe", "rademacher", "uniform"]
+__all__ = ["PROBES", "Draws", "Stream", "gaussian", "philox", "probe", "rademacher", "uniform"]
 
 PROBES = ("rademacher", "gaussian")
 
@@ -46,3 +48,29 @@ def probe(kind: str, seed: int, rows: Tensor, draw: int, node: Tensor | int, lik
     size = like[0].numel() if len(like) else 0
     values = draw_probe(seed, Stream.PROBE, rows, draw, node, size)
     return values.to(like.dtype).reshape(like.shape)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """K probes for each row of a batch, as :func:`probe` draws them: their numbers are ``range(...)``."""
+
+    kind: str
+    seed: int
+    rows: Tensor
+    numbers: range
+    node: Tensor | int = 0
+
+    def __getitem__(self, which: slice) -> Draws:
+        return replace(self, numbers=self.numbers[which])
+
+    def vectors(self, like: Tensor) -> Tensor:
+        """v (K, *like.shape)."""
+        return torch.stack(
+            [probe(self.kind, self.seed, self.rows, number, self.node, like) for number in self.numbers]
+        )
+
+    def products(self, vectors: Tensor, products: Tensor) -> Tensor:
+        """v'Jv (K, B) float64, from v and Jv or J'v; where a kernel draws v again, it reads Jv alone."""
+        if self.kind == "rademacher" and takes_triton("hutchinson", products):
+            return hutchinson.products(products, self.numbers, seed=self.seed, rows=self.rows, node=self.node)
+        return (vectors * products).flatten(2).double().sum(2)

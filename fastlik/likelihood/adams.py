@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -9,13 +10,14 @@ from torch import Tensor
 
 from ..solvers.adams import integrate_adams
 from ..solvers.adaptive import Tolerance
-from ..solvers.status import Status
+from ..solvers.graph import has_graphs
+from ..solvers.status import Status, all_done
 from ..solvers.system import Integration
 from .flow import LikelihoodFlow
 from .fused import Fused
 from .gradient import Path
 from .probing import add_probes
-from .problem import Problem, Solution
+from .problem import Problem, Solution, everywhere
 from .trace import TraceIntegral
 
 # Measured at tolerance 1e-3 (benchmarks/results/evaluations.json: mean error in nats/dim; evaluations):
@@ -49,7 +51,7 @@ def solve_adams(
     problem: Problem,
     flow: LikelihoodFlow,
     z: Tensor,
-    u: Tensor,
+    u: tuple[float, float],
     kernel: Fused | None,
     differentiable: bool,
 ) -> Solution:
@@ -58,24 +60,20 @@ def solve_adams(
     The step control aims at the answer itself: a local error e_z of the state changes log p by
     score . e_z.  The trace is integrated afterwards, from its values at the solver's nodes.
     """
-    size = max(1, z[:1].numel())
+    size = max(1, math.prod(z.shape[1:]))
     rounding = _ROUNDING * torch.finfo(z.dtype).eps
     if problem.precision == "fp16":  # asked for, so that its error is no failure
         rounding = _HALF_ROUNDING
         problem = replace(problem, tolerance=max(problem.tolerance, rounding))
     limit = problem.tolerance * size
-    problem = replace(problem, tolerance=max(problem.tolerance, rounding))
+    if problem.tolerance < rounding:
+        problem = replace(problem, tolerance=rounding)
     order = 4 if problem.tolerance >= _HIGH_ORDER_BELOW else 5
     solution = _adams(problem, flow, z, u, order, kernel, differentiable)
     end = solution.end
     for _ in range(_REFINEMENTS):
-        missed = (solution.discretisation > _REFINE_ABOVE * max(limit, rounding * size)) & (
-            end.status == Status.DONE
-        )
-        # long steps may have left where the network is sane; shorter ones tell a jump from a sharp turn
-        missed |= (end.status == Status.NON_FINITE) | (end.status == Status.DISCONTINUOUS)
-        index = missed.nonzero().flatten()
-        if len(index) == 0:
+        index = _missed(solution, _REFINE_ABOVE * max(limit, rounding * size))
+        if index is None:
             break
         problem = replace(problem, tolerance=0.25 * problem.tolerance)
         some = None if kernel is None else kernel.take(index)
@@ -88,21 +86,40 @@ def solve_adams(
         if solution.path is not None:
             solution.path.put(index, finer.path)
     solution.discretisation.add_(rounding * size)
-    hopeless = (solution.discretisation > _GIVE_UP_ABOVE * limit) & (end.status == Status.DONE)
-    end.status[hopeless] = Status.INACCURATE
+    if _any_above(_GIVE_UP_ABOVE * limit, solution.discretisation):
+        hopeless = (solution.discretisation > _GIVE_UP_ABOVE * limit) & (end.status == Status.DONE)
+        end.status.masked_fill_(hopeless, int(Status.INACCURATE))
     return solution
+
+
+def _any_above(limit: float, estimates: Tensor) -> bool:
+    """Of few rows, a list is quicker than a reduction."""
+    return any(estimate > limit for estimate in estimates.tolist())
+
+
+def _missed(solution: Solution, error: float) -> Tensor | None:
+    """The rows to be solved again, for an estimated error above ``error`` or because they failed, if any."""
+    status = solution.end.status
+    if all_done(status) and not _any_above(error, solution.discretisation):
+        return None
+    missed = (solution.discretisation > error) & (status == Status.DONE)
+    # long steps may have left where the network is sane; shorter ones tell a jump from a sharp turn
+    for failed in (Status.NON_FINITE, Status.DISCONTINUOUS):
+        missed |= status == failed
+    index = missed.nonzero().flatten()
+    return index if len(index) else None
 
 
 def _adams(
     problem: Problem,
     flow: LikelihoodFlow,
     z: Tensor,
-    u: Tensor,
+    u: tuple[float, float],
     order: int,
     kernel: Fused | None,
     differentiable: bool,
 ) -> Solution:
-    size = max(1, z[:1].numel())
+    size = max(1, math.prod(z.shape[1:]))
     tolerance = Tolerance(
         rtol=0.0,
         atol=min(_STATE_SHARE * problem.tolerance, _COARSEST_STATE),
@@ -111,16 +128,17 @@ def _adams(
     steps = {"order": order, "first_step": _FIRST_STEP, "max_steps": problem.max_steps}
     if kernel is not None:
         end, (change, variance, quadrature) = kernel.integrate_adams(
-            z, *u.tolist(), tolerance, problem.trace, flow.rows, **steps
+            z, *u, tolerance, problem.trace, flow.rows, **steps
         )
         return Solution(end, change, variance, _error(end, quadrature))
     end, nodes = integrate_adams(
         flow,
         z,
-        u[0].expand(len(z)),
-        u[1].expand(len(z)),
+        *everywhere(z, u),
         tolerance,
         keep_states=problem.target_stderr is not None,
+        graphs=has_graphs(z.device) and problem.backend != "torch",
+        backend=problem.backend,
         **steps,
     )
     trace = problem.trace
@@ -136,5 +154,6 @@ def _adams(
 
 def _error(end: Integration, of_trace: Tensor) -> Tensor:
     """(B,) nats: of the state by its local errors, and of the trace's integral."""
-    squares = _OF_STATE**2 * end.defect_square + _OF_SUM**2 * end.defect.square()
-    return (squares + (_OF_TRACE * of_trace).square()).sqrt()
+    squares = _OF_STATE**2 * end.defect_square
+    squares.addcmul_(end.defect, end.defect, value=_OF_SUM**2)
+    return squares.addcmul_(of_trace, of_trace, value=_OF_TRACE**2).sqrt_()

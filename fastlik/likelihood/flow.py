@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..derivatives.divergence import exact_trace, trace_parts
-from ..derivatives.probes import probe
+from ..derivatives.divergence import exact_trace, trace_parts, traces
+from ..derivatives.probes import Draws
 from ..model import ScoreModel, per_row
 from ..solvers.clock import Clock
 
@@ -62,6 +62,8 @@ class LikelihoodFlow:
         self.rows, self.condition = rows, condition
         self.companion = companion
         self._node: Tensor | None = None
+        self._version: int | None = None
+        self._draws: Draws | None = None
         self._vectors: Tensor | None = None
 
     def take(self, index: Tensor) -> LikelihoodFlow:
@@ -76,10 +78,12 @@ class LikelihoodFlow:
         if trace.exact:
             v, integrand = exact_trace(field, z, trace.mode, trace.backend)
             return per_row(rate, z) * v, (rate * integrand)[:, None]
-        v, parts = trace_parts(field, z, self._probes(z, node), trace.mode, trace.backend)
-        integrand = rate[:, None] * parts.sum(2).T
+        vectors = self._probes(z, node)
         if not self.companion:
-            return per_row(rate, z) * v, integrand
+            v, integrand = traces(field, z, vectors, trace.mode, trace.backend, draws=self._draws)
+            return per_row(rate, z) * v, rate[:, None] * integrand
+        v, parts = trace_parts(field, z, vectors, trace.mode, trace.backend)
+        integrand = rate[:, None] * parts.sum(2).T
         parts = rate[:, None] * parts
         smooth = rate * _companion(angle, z, v)
         noise, features = probe_noise(parts, trace.kind)
@@ -94,7 +98,8 @@ class LikelihoodFlow:
         if draws is None:
             _, value = exact_trace(field, z, trace.mode, trace.backend)
             return (rate * value)[:, None], torch.zeros_like(rate)
-        _, parts = trace_parts(field, z, self._draw(z, node, draws), trace.mode, trace.backend)
+        vectors = self._drawn(node, draws).vectors(z)
+        _, parts = trace_parts(field, z, vectors, trace.mode, trace.backend)
         parts = rate[:, None] * parts
         return parts.sum(2).T, probe_noise(parts, trace.kind)[0]
 
@@ -111,20 +116,24 @@ class LikelihoodFlow:
     def _probes(self, z: Tensor, node: Tensor) -> Tensor:
         """The probes (K, *z.shape) of each row's present step, kept from stage to stage.
 
-        A flow with a companion has one stage a step: comparing would only wait for the device.
+        The stages of a step share one tensor of numbers, which nothing writes to between them: comparing
+        its values would wait for the device.
         """
-        known = self._node is not None and (
-            not self.trace.fresh or (not self.companion and torch.equal(self._node, node))
-        )
-        if not known:
-            self._vectors, self._node = self._draw(z, node, range(self.trace.probes)), node.clone()
+        # tensors of inference mode do not say how often they were written to
+        version = None if node.is_inference() else node._version
+        same = self._node is node and version is not None and self._version == version
+        if self._vectors is None or (self.trace.fresh and not same):
+            self._draws = self._drawn(node, range(self.trace.probes))
+            self._vectors = self._draws.vectors(z)
+            self._node, self._version = node, version
         return self._vectors
 
-    def _draw(self, z: Tensor, node: Tensor, draws: range) -> Tensor:
+    def _drawn(self, node: Tensor, numbers: range) -> Draws:
         trace = self.trace
         node = node if trace.fresh else torch.zeros_like(node)
-        numbers = (trace.first_draw + draw for draw in draws)
-        return torch.stack([probe(trace.kind, trace.seed, self.rows, number, node, z) for number in numbers])
+        first = trace.first_draw
+        numbers = range(first + numbers.start, first + numbers.stop)
+        return Draws(trace.kind, trace.seed, self.rows, numbers, node)
 
 
 def probe_noise(parts: Tensor, kind: str) -> tuple[Tensor, Tensor | None]:
@@ -157,7 +166,7 @@ def _companion(angle: Tensor, z: Tensor, v: Tensor) -> Tensor:
     return 2 * (z * v).sum(1) + v.square().sum(1) / angle.tan().clamp(min=1e-12)
 
 
-def take_rows(value: object, index: Tensor, batch: int) -> object:
+def take_rows(value: object, index: Tensor | slice, batch: int) -> object:
     """A condition's rows ``index`` where it is a tensor with one entry a row, else itself."""
     if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch:
         return value[index]

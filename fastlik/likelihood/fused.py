@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,12 +15,13 @@ from ..model import ScoreModel, coefficients
 from ..ops.dispatch import NATIVE_DTYPES, native_obstacle
 from ..ops.mlp.chain import chain_of
 from ..ops.mlp.clock import ClockTable, tabulate
-from ..ops.mlp.grid import GridTable, Ode
+from ..ops.mlp.grid import Ode, runge_kutta
 from ..ops.mlp.native import Divergence, Packed
 from ..ops.mlp.packed_chain import PackedChain
 from ..ops.mlp.recognise import Unrecognised, recognise
+from ..ops.mlp.snapshot import Snapshot
 from ..ops.rk_step import Controller, Status
-from ..schedule import DiscreteVP
+from ..schedule import DiscreteVP, is_frozen
 from ..solvers.adams import INTEGRAL_SHARE, JUMP_ERROR, JUMP_MISSED, JUMP_SHRUNK
 from ..solvers.adaptive import Tolerance
 from ..solvers.clock import Clock
@@ -51,19 +53,28 @@ class Fused:
         """dz/du at clock values u (N,) float64, as an affine function of z and the network's output."""
         return _ode(self.model, self.clock, u)
 
-    def integrate_grid(self, z: Tensor, table: GridTable, trace: Trace | None, rows: Tensor) -> Integration:
-        """As ``fastlik.solvers.grid.integrate_grid``; q is (B, K, Q), one entry for each quadrature."""
-        table = table.to(z.device)
+    def integrate_grid(
+        self,
+        z: Tensor,
+        grid: Tensor,
+        tableau: Tableau,
+        trace: Trace | None,
+        rows: Tensor,
+        *,
+        steps_per_node: int = 1,
+    ) -> Integration:
+        """As ``fastlik.solvers.grid.integrate_grid`` of a LikelihoodFlow, for a method without a last stage
+        of its own and one grid (N+1,) for all rows."""
+        table = runge_kutta(self.ode, grid, tableau.a, tableau.b, tableau.c, steps_per_node).to(z.device)
         end, q, first_bad = self.packed.integrate_grid(
             z, self.condition, table, self._divergence(trace), rows
         )
-        result = Integration.start(end, None, table.u[-1:].expand(len(z)))
-        result.q = q
         bad = first_bad >= 0
+        result = Integration.start(end, None, table.end[first_bad])  # -1, of good rows, is the last
+        result.q = None if trace is None else q[..., 0]
         result.status = torch.where(bad, int(Status.NON_FINITE), int(Status.DONE)).int()
-        result.t = torch.where(bad, table.u[first_bad.clamp(min=0)], result.t)
         result.nfe += len(table.u)
-        result.steps += int(table.commit.sum())
+        result.steps += len(grid) - 1
         return result
 
     def integrate_adaptive(
@@ -160,11 +171,10 @@ class Fused:
             self.packed.table(self._clock_table(u0, u1))
 
     def _clock_table(self, u0: float, u1: float) -> ClockTable:
-        key = (*_conventions(self.model), self.clock, u0, u1)
-        tables = _CACHE[self.model].tables
-        if key not in tables:
-            tables[key] = tabulate(self._clock_functions, u0, u1, _kinks(self.model, self.clock))
-        return tables[key]
+        def make() -> ClockTable:
+            return tabulate(self._clock_functions, u0, u1, _kinks(self.model, self.clock))
+
+        return _CACHE[self.model].recall("table", self.model, self.clock, (u0, u1), make)
 
     def _clock_functions(self, u: Tensor) -> Tensor:
         angle = self.clock.angle(u)
@@ -183,9 +193,11 @@ def _ode(model: ScoreModel, clock: Clock, u: Tensor) -> Ode:
     return Ode(*(value.double().expand(u.shape).contiguous() for value in values))
 
 
-def _conventions(model: ScoreModel) -> tuple:
-    """Everything about the model that its ODE follows from, but for the network."""
-    return model.schedule, model.predicts, model.time, model.time_scale, model.sigma_data
+def _conventions(model: ScoreModel, clock: Clock, u: tuple[float, float]) -> tuple | None:
+    """Everything that the ODE follows from, but for the network; None where that may change unseen."""
+    if not is_frozen(model.schedule) or not isinstance(model.time, (str, FunctionType)):
+        return None
+    return model.schedule, model.predicts, model.time, model.time_scale, model.sigma_data, clock, *u
 
 
 def _kinks(model: ScoreModel, clock: Clock) -> list[float]:
@@ -198,26 +210,40 @@ def _kinks(model: ScoreModel, clock: Clock) -> list[float]:
 
 @dataclass
 class _Known:
-    """What recognition found out about a model: by its network's weights at that time."""
+    """What recognition found out about a model, by its network as it was at that time."""
 
-    weights: list[tuple[Tensor, Tensor]]
+    call: object
+    output: object
+    snapshot: Snapshot
     packed: dict[tuple, Packed] = field(default_factory=dict)
-    tables: dict[tuple, ClockTable] = field(default_factory=dict)
-    ends: dict[tuple, Ode] = field(default_factory=dict)
+    made: dict[tuple, Any] = field(default_factory=dict)
 
-    def is_current(self, model: nn.Module) -> bool:
-        present = _weights(model)
-        return len(present) == len(self.weights) and all(
-            now is then and now.device == value.device and torch.equal(now, value)
-            for now, (then, value) in zip(present, self.weights, strict=True)
-        )
+    @classmethod
+    def of(cls, model: ScoreModel) -> _Known:
+        return cls(model.call, model.output, Snapshot(model.net))
+
+    def holds(self, model: ScoreModel) -> bool:
+        return model.call is self.call and model.output is self.output and self.snapshot.holds(model.net)
+
+    def recall(
+        self, what: str, model: ScoreModel, clock: Clock, u: tuple[float, float], make: Callable[[], Any]
+    ) -> Any:
+        """What ``make`` makes of the conventions; once, where these stay."""
+        conventions = _conventions(model, clock, u)
+        if conventions is None:
+            return make()
+        key = (what, *conventions)
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+    def is_complete(self, model: ScoreModel) -> bool:
+        """Whether nothing but what :meth:`holds` compares decides the network's result."""
+        own = type(model) is ScoreModel and model.call is None and model.output is None
+        return own and self.snapshot.complete
 
 
 _CACHE: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
-
-
-def _weights(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
 
 
 def fuse(
@@ -230,9 +256,9 @@ def fuse(
 ) -> Fused | str:
     """The fused ODE for ``z`` (B, *event) between the clock values u, or why there is none, in one line.
 
-    The network is recognised from what it does, once for each state of its weights; each call compares
-    one row with the network itself, so that a network which has changed in any other way is not mistaken
-    for the one that was recognised.
+    The network is recognised from what it does, once for each state of its weights and attributes.  One
+    whose code is not PyTorch's or fastlik's is also run at each call, on one row, so that a network which has
+    changed in any other way is not mistaken for the one that was recognised.
     """
     obstacle = _obstacle(model, z, condition, precision)
     if obstacle:
@@ -240,20 +266,16 @@ def fuse(
     widths = {name: value.shape[1] for name, value in condition.items()}
     key = (z.dtype, z.device, precision, z.shape[1], tuple(widths.items()))
     known = _CACHE.get(model)
-    if known is not None and not known.is_current(model):
+    if known is not None and not known.holds(model):
         known = None
     if known is None or key not in known.packed:
         found = _pack(model, z, widths, _times(model, clock, u), precision)
         if isinstance(found, str):
             return found  # not kept: that would keep a copy of the weights
         if known is None:
-            known = _CACHE[model] = _Known([(w, w.detach().clone()) for w in _weights(model)])
+            known = _CACHE[model] = _Known.of(model)
         known.packed[key] = found
-    conventions = (*_conventions(model), clock, *u)
-    if conventions not in known.ends:
-        known.ends[conventions] = _ode(model, clock, torch.tensor(u, dtype=torch.float64))
-    ends = known.ends[conventions]
-    if not _agrees(model, known.packed[key], z, ends, condition):
+    if not known.is_complete(model) and not _agrees(model, known, key, clock, z, u, condition):
         found = _pack(model, z, widths, _times(model, clock, u), precision)
         if isinstance(found, str):
             del known.packed[key]
@@ -314,17 +336,29 @@ def _pack(
         return f"the network raised {type(error).__name__} where it was tried"
 
 
-def _agrees(model: ScoreModel, packed: Packed, z: Tensor, ends: Ode, condition: dict[str, Tensor]) -> bool:
+def _agrees(
+    model: ScoreModel,
+    known: _Known,
+    key: tuple,
+    clock: Clock,
+    z: Tensor,
+    u: tuple[float, float],
+    condition: dict[str, Tensor],
+) -> bool:
     """Whether network and kernels give the same for the first row, at both ends of the time."""
     if len(z) == 0:
         return True
+    ends = known.recall(
+        "ends", model, clock, u, lambda: _ode(model, clock, torch.tensor(u, dtype=torch.float64))
+    )
+    packed = known.packed[key]
     x = z[:1] * ends.input_scale[:, None].to(z)
     given = {name: value[:1].expand(len(x), -1) for name, value in condition.items()}
     with torch.no_grad():
         expected = model._evaluate(x, ends.time.to(z), given)
     if not bool(expected.isfinite().all()):
         return True  # a row that has no likelihood either way
-    actual, _, _ = packed.evaluate(x, ends.time, given)
+    actual, _, _ = known.packed[key].evaluate(x, ends.time, given)
     scale = expected.abs().max().clamp(min=1e-6)
     half = isinstance(packed, PackedChain) and packed.precision == "fp16"
     allowed = _HALF_ROUNDING if half else _ROUNDING * torch.finfo(z.dtype).eps

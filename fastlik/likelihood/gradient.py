@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..solvers.quadrature import lagrange_weights, node_weights
+from ..ops.adams_step.lagrange import lagrange_weights
+from ..solvers.quadrature import node_weights
 from .flow import LikelihoodFlow
 
 

@@ -12,6 +12,7 @@ from ..derivatives import divergence as divergences
 from ..derivatives.probes import PROBES, Stream, uniform
 from ..model import ScoreModel, check_model, coefficients
 from ..ops.dispatch import BACKENDS
+from ..schedule import Schedule, remembered
 from .dequantise import Quantisation, integer_error
 from .problem import METHODS, PRECISIONS
 
@@ -139,16 +140,21 @@ def time_span(model: ScoreModel, t_min: float | None, t_max: float | None) -> tu
             f"[{schedule.t_min:.6g}, {schedule.t_max:.6g}]"
         )
     ends = (low, high) if schedule.t_data <= schedule.t_prior else (high, low)
-    times = torch.tensor(ends, dtype=torch.float64)
-    affine = coefficients("v", model.predicts, schedule, times, model.sigma_data)
-    for t, of_x, of_output in zip(ends, *(value.tolist() for value in affine), strict=True):
-        if not (math.isfinite(of_x) and math.isfinite(of_output)):
+    for t in ends:
+        if not _determined(schedule, model.predicts, model.sigma_data, t):
             raise ValueError(
                 f"a prediction of {model.predicts!r} does not determine the ODE at t={t:.6g}, where alpha or "
                 f"sigma is 0: shorten the interval with t_min= / t_max= (for example by 1e-3), or use a "
                 f'"velocity" or "v" network'
             )
     return ends
+
+
+@remembered
+def _determined(schedule: Schedule, predicts: str, sigma_data: float, t: float) -> bool:
+    """Whether the ODE's slope at time t follows from a prediction."""
+    affine = coefficients("v", predicts, schedule, torch.tensor(t, dtype=torch.float64), sigma_data)
+    return all(math.isfinite(value.item()) for value in affine)
 
 
 def dequantised(

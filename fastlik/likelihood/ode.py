@@ -135,7 +135,7 @@ def ode_nll(
     check_placement(model, x)
     rows = check_rows(rows, x)
     condition = dict(condition or {})
-    size = x[0].numel() if len(x) else x.new_empty(1, *x.shape[1:]).numel()
+    size = math.prod(x.shape[1:])
     t_data, t_prior = time_span(model, t_min, t_max)
     exact = choose_method(divergence, size) == "exact"
     derivatives = "torch" if backend == "torch" else "auto"
@@ -166,15 +166,16 @@ def ode_nll(
         warn_of_failures(result.status, result.stopped_at, "have no likelihood (nats = NaN)")
         return result
 
-    def evaluate(index: Tensor) -> NLL:
+    def evaluate(index: slice) -> NLL:
         """The rows ``index``, all their draws."""
         taken = {name: take_rows(value, index, len(x)) for name, value in condition.items()}
-        parts = []
+        parts, drawn = [], problem
         for draw in range(importance):
             data = x[index]
             if dequantize is not None:
                 data = dequantised(data, quantisation, rows[index], draw, seed, model)
-            drawn = replace(problem, trace=replace(problem.trace, first_draw=draw * stride))
+            if draw:
+                drawn = replace(problem, trace=replace(problem.trace, first_draw=draw * stride))
             parts.append(solve(drawn, data, rows[index], taken))
         result = _importance_weighted(parts)
         if quantisation is not None:
@@ -194,14 +195,13 @@ def ode_nll(
     return finish(NLL.concatenate(done))
 
 
-def _by_chunks(evaluate: Callable[[Tensor], NLL], x: Tensor, chunk: str | int) -> Iterator[NLL]:
+def _by_chunks(evaluate: Callable[[slice], NLL], x: Tensor, chunk: str | int) -> Iterator[NLL]:
     """Results of ``chunk`` rows at a time; "auto" halves the chunk where memory runs out."""
     size = _chunk_size(chunk, x)
-    index = torch.arange(len(x), device=x.device)
     start = 0
     while start < len(x) or start == 0:
         try:
-            yield evaluate(index[start : start + size])
+            yield evaluate(slice(start, start + size))
         except torch.OutOfMemoryError:
             if chunk != "auto" or size == 1:
                 raise
@@ -214,7 +214,7 @@ def _chunk_size(chunk: str | int, x: Tensor) -> int:
     if chunk != "auto":
         checks.check_count("chunk", chunk)
         return chunk
-    size = max(16, 2**22 // max(1, x[:1].numel()))
+    size = max(16, 2**22 // max(1, math.prod(x.shape[1:])))
     # a kernel's call on the CPU cannot be interrupted; this many rows take it a few seconds
     return min(size, 2**14) if x.is_cpu else size
 

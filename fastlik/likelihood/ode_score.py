@@ -22,11 +22,12 @@ from ..derivatives.divergence import METHODS, choose_method
 from ..derivatives.probes import PROBES
 from ..derivatives.probes import probe as draw_probe
 from ..derivatives.taylor import jvp
-from ..model import ScoreModel, check_model, evaluating, per_row
+from ..model import ScoreModel, check_model, coefficients, evaluating, per_row
 from ..solvers.odeint import odeint
 from .flow import take_rows
 from .prior import Prior, choose_prior
 from .problem import CLOCK
+from .tangents import native_tangents
 
 
 def ode_score(
@@ -154,16 +155,30 @@ class _ScoreFlow:
         directions = self.directions[:, self._rows(y)]
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            v, products = jvp(self._field(u, y), z, directions)
+            v, products = self._tangents(u, y, z, directions)
             scalar = (directions * products).sum() + (score * v).sum()
             (gradient,) = torch.autograd.grad(scalar, z)
         return self._slope(u, v.detach(), -gradient)
 
     def _field(self, u: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
-        index, angle = self._rows(y), CLOCK.angle(u)
-        batch = self.directions.shape[1]
-        condition = {name: take_rows(value, index, batch) for name, value in self.condition.items()}
+        angle, condition = CLOCK.angle(u), self._conditions(y)
         return lambda z: self.model.angular_velocity(z, angle, **condition)
+
+    def _tangents(self, u: Tensor, y: Tensor, z: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """v and its derivatives along the directions."""
+        model = self.model
+        t = model.schedule.t_at_angle(CLOCK.angle(u))
+        scale = per_row(model.schedule.scale(t), z)
+        x, moved = scale * z, scale * directions
+        found = native_tangents(model, x, t, moved, self._conditions(y), parameters=False)
+        if found is None:
+            return jvp(self._field(u, y), z, directions)
+        v = coefficients("v", model.predicts, model.schedule, t, model.sigma_data)
+        return v(x, found[0]), per_row(v.of_x, z) * moved + per_row(v.of_output, z) * found[1]
+
+    def _conditions(self, y: Tensor) -> dict:
+        index, batch = self._rows(y), self.directions.shape[1]
+        return {name: take_rows(value, index, batch) for name, value in self.condition.items()}
 
     def _rows(self, y: Tensor) -> Tensor:
         return (y[:, 0] / self.UNIT).long()

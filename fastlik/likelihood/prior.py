@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch.distributions import Distribution, MultivariateNormal
 
 from ..checks import check_choice
 from ..model import ScoreModel
+from ..schedule import Schedule, remembered
 
 PRIORS = ("auto", "standard")
 
@@ -29,6 +31,8 @@ class Prior(NamedTuple):
         """(B, d) float64 draws made of standard normal ``noise`` (B, d) where the prior is Gaussian;
         another distribution draws by itself, from ``seed``."""
         distribution = self.distribution
+        if isinstance(distribution, StandardNormal):
+            return distribution.variance**0.5 * noise
         if isinstance(distribution, DiagonalNormal):
             return distribution.mean + distribution.variance.sqrt() * noise
         if isinstance(distribution, MultivariateNormal):
@@ -46,7 +50,24 @@ class DiagonalNormal:
 
     def log_prob(self, x: Tensor) -> Tensor:
         square = (x - self.mean) ** 2 / self.variance
-        return -0.5 * (square + (2 * math.pi * self.variance).log()).expand_as(x).sum(-1)
+        return -0.5 * (square + (2 * math.pi * self.variance).log()).sum(-1)
+
+
+@dataclass(frozen=True)
+class StandardNormal:
+    """N(0, variance I)."""
+
+    variance: float
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        normaliser = x.shape[-1] * math.log(2 * math.pi * self.variance)
+        return -0.5 * (x.square().sum(-1) / self.variance + normaliser)
+
+
+@remembered
+def _coefficients(schedule: Schedule, t: float) -> tuple[float, float]:
+    """(alpha, sigma)."""
+    return schedule.alpha(t).item(), schedule.sigma(t).item()
 
 
 def latent_moments(model: ScoreModel, t: float, size: int) -> tuple[Tensor, Tensor] | None:
@@ -54,7 +75,7 @@ def latent_moments(model: ScoreModel, t: float, size: int) -> tuple[Tensor, Tens
     if model.moments is None:
         return None
     mean, spread = (value.double() for value in model.moments)
-    alpha, sigma = model.schedule.alpha(t).item(), model.schedule.sigma(t).item()
+    alpha, sigma = _coefficients(model.schedule, t)
     mean = alpha * _vector(mean, size, "mean")
     if size > 1 and spread.shape == (size, size):
         return mean, alpha**2 * spread + sigma**2 * torch.eye(size).to(spread)
@@ -72,7 +93,7 @@ def _vector(value: Tensor, size: int, name: str) -> Tensor:
 
 def standard_variance(model: ScoreModel, t: float) -> float:
     """The variance of the published prior: 1, or sigma^2 where alpha is 1."""
-    alpha, sigma = model.schedule.alpha(t).item(), model.schedule.sigma(t).item()
+    alpha, sigma = _coefficients(model.schedule, t)
     return sigma**2 if alpha == 1.0 else 1.0
 
 
@@ -91,8 +112,7 @@ def choose_prior(
     moments = latent_moments(model, t, size) if prior == "auto" else None
     if moments is None:
         variance = standard_variance(model, t)
-        normal = DiagonalNormal(*torch.tensor([0.0, variance], dtype=torch.float64, device=device))
-        return Prior(normal, f"standard: N(0, {variance:.6g} I)")
+        return Prior(StandardNormal(variance), f"standard: N(0, {variance:.6g} I)")
     mean, spread = (value.to(device) for value in moments)
     if spread.dim() == 1:
         return Prior(DiagonalNormal(mean, spread), "matched: data mean and variances")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..model import ScoreModel
+from ..schedule import Schedule, remembered
 from ..solvers.clock import Clock
 from ..solvers.system import Integration
 from ..solvers.tableau import TABLEAUS
@@ -46,11 +47,9 @@ class Problem:
         """In which variable the method steps."""
         return ADAMS_CLOCK if self.method == "adams" else CLOCK
 
-    def ends(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The scale sqrt(alpha^2 + sigma^2) and the clock at (t_data, t_prior), (2,) float64 each."""
-        schedule = self.model.schedule
-        t = torch.tensor([self.t_data, self.t_prior], dtype=torch.float64, device=device)
-        return schedule.scale(t), self.clock.u(schedule.angle(t))
+    @property
+    def ends(self) -> Ends:
+        return _ends(self.model.schedule, self.clock, self.t_data, self.t_prior)
 
     def flow(self, rows: Tensor, condition: dict) -> LikelihoodFlow:
         """The ODE of the rows with these ids."""
@@ -58,7 +57,10 @@ class Problem:
         return LikelihoodFlow(self.model, self.clock, self.trace, rows, condition, companion)
 
     def times(self, u: Tensor) -> Tensor:
-        """The schedule's times at clock values ``u``."""
+        """The schedule's times at clock values ``u`` (B,), which most often are one."""
+        different = set(u.tolist())
+        if len(different) == 1:
+            return torch.full_like(u, _time(self.model.schedule, self.clock, different.pop()))
         return self.model.schedule.t_at_angle(self.clock.angle(u))
 
     def log_prior(self, latent: Tensor) -> Tensor:
@@ -66,6 +68,30 @@ class Problem:
         if len(latent) == 0:
             return torch.zeros(0, dtype=torch.float64, device=latent.device)
         return self.prior.log_prob(latent)
+
+
+def everywhere(z: Tensor, u: tuple[float, float]) -> tuple[Tensor, ...]:
+    """Each clock value for every row of z: (B,) float64."""
+    return tuple(torch.full((len(z),), value, dtype=torch.float64, device=z.device) for value in u)
+
+
+class Ends(NamedTuple):
+    """The scale sqrt(alpha^2 + sigma^2) and the clock at (t_data, t_prior)."""
+
+    scale: tuple[float, float]
+    u: tuple[float, float]
+
+
+@remembered
+def _ends(schedule: Schedule, clock: Clock, t_data: float, t_prior: float) -> Ends:
+    t = torch.tensor([t_data, t_prior], dtype=torch.float64)
+    u = clock.u(schedule.angle(t))
+    return Ends(tuple(schedule.scale(t).tolist()), tuple(u.tolist()))
+
+
+@remembered
+def _time(schedule: Schedule, clock: Clock, u: float) -> float:
+    return schedule.t_at_angle(clock.angle(torch.tensor(u, dtype=torch.float64))).item()
 
 
 class Solution(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checks import describe_rows
-from ..solvers.status import Status
+from ..solvers.status import Status, all_done
 
 
 class ConvergenceWarning(UserWarning):
@@ -145,6 +145,8 @@ class NLL:
     @classmethod
     def concatenate(cls, parts: list[NLL]) -> NLL:
         """The rows of all parts in order; the protocol of the first."""
+        if len(parts) == 1:
+            return parts[0]
         tensors = {
             name: torch.cat([getattr(part, name) for part in parts])
             for name, value in vars(parts[0]).items()
@@ -155,9 +157,9 @@ class NLL:
 
 def warn_of_failures(status: Tensor, stopped_at: Tensor, what: str) -> None:
     """One ConvergenceWarning that names the rows that did not end well, why, and at which times."""
-    failed = (status != Status.DONE).nonzero().flatten().tolist()
-    if not failed:
+    if all_done(status):
         return
+    failed = (status != Status.DONE).nonzero().flatten().tolist()
     reasons = []
     for code in Status:
         rows = [row for row in failed if int(status[row]) == code]

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from ..solvers.adaptive import Tolerance, integrate
+from ..solvers.graph import has_graphs
 from ..solvers.grid import integrate_grid
 from ..solvers.status import Status
 from ..solvers.system import Integration
 from ..solvers.tableau import Tableau
 from .flow import LikelihoodFlow, Trace
 from .fused import Fused
-from .problem import Problem, Solution
+from .problem import Problem, Solution, everywhere
 
 # Measured with Runge-Kutta on the oracle mixtures (d = 2, 3, 8; VP and VE; 128 rows each) at tolerance 1e-3:
 # with the answer's local error held to 0.1 and the state's to 0.03 of the tolerance, 52-58 evaluations give a
@@ -26,7 +27,12 @@ _FINEST_GRID = 4096
 
 
 def solve_adaptive(
-    problem: Problem, tableau: Tableau, flow: LikelihoodFlow, z: Tensor, u: Tensor, kernel: Fused | None
+    problem: Problem,
+    tableau: Tableau,
+    flow: LikelihoodFlow,
+    z: Tensor,
+    u: tuple[float, float],
+    kernel: Fused | None,
 ) -> Solution:
     """Embedded Runge-Kutta steps; state and trace together in the error control."""
     trace = problem.trace
@@ -37,17 +43,16 @@ def solve_adaptive(
     )
     if kernel is not None:
         end = kernel.integrate_adaptive(
-            z, *u.tolist(), tableau, tolerance, trace, flow.rows, max_steps=problem.max_steps
+            z, *u, tableau, tolerance, trace, flow.rows, max_steps=problem.max_steps
         )
         return _of_columns(end, _GROWTH * end.defect, trace)
     end = integrate(
         flow,
         z,
-        u[0].expand(len(z)),
-        u[1].expand(len(z)),
+        *everywhere(z, u),
         tableau,
         tolerance,
-        q=None if trace is None else u.new_zeros(len(z), trace.columns),
+        q=None if trace is None else z.new_zeros(len(z), trace.columns, dtype=torch.float64),
         reuse_last_stage=trace is None or trace.exact or not trace.fresh,
         max_steps=problem.max_steps,
         backend=problem.backend,
@@ -70,35 +75,29 @@ def _of_columns(end: Integration, discretisation: Tensor, trace: Trace | None) -
     return Solution(end, change, variance, discretisation)
 
 
-def solve_fixed(problem: Problem, tableau: Tableau, flow: LikelihoodFlow, z: Tensor, u: Tensor) -> Solution:
+def solve_fixed(
+    problem: Problem,
+    tableau: Tableau,
+    flow: LikelihoodFlow,
+    z: Tensor,
+    u: tuple[float, float],
+    kernel: Fused | None,
+) -> Solution:
     """A grid for all rows, doubled for those that miss the tolerance.
 
     The error estimate is the change from the coarser grid.  Rows that the finest grid does not bring to
     the tolerance end with status MAX_STEPS.
     """
-    scale, _ = problem.ends(z.device)
     # order p gains 2^p a doubling; believed only up to a factor 4, the asymptotics may be far off
     gain = min(2.0**tableau.order, 4.0) - 1
-
-    def on_grid(flow: LikelihoodFlow, z: Tensor, steps: int) -> tuple[Integration, Tensor]:
-        end = integrate_grid(
-            flow,
-            z,
-            torch.linspace(u[0].item(), u[1].item(), steps + 1, dtype=torch.float64).to(u.device),
-            tableau,
-            q=u.new_zeros(len(z), problem.trace.columns),
-            steps_per_node=steps // _COARSEST_GRID,
-            backend=problem.backend,
-        )
-        return end, end.q.mean(1) + problem.log_prior(end.y * scale[1].to(z.dtype))
-
     steps = _COARSEST_GRID
-    result, answer = on_grid(flow, z, steps)
+    result, answer = _on_grid(problem, tableau, flow, z, u, kernel, steps)
     error = torch.full_like(answer, torch.inf)
     open_rows = (result.status == Status.DONE).nonzero().flatten()
     while len(open_rows) and steps < _FINEST_GRID:
         steps *= 2
-        finer, value = on_grid(flow.take(open_rows), z[open_rows], steps)
+        some = None if kernel is None else kernel.take(open_rows)
+        finer, value = _on_grid(problem, tableau, flow.take(open_rows), z[open_rows], u, some, steps)
         finer.nfe += result.nfe[open_rows]
         error[open_rows] = (value - answer[open_rows]).abs() / gain
         answer[open_rows] = value
@@ -107,3 +106,26 @@ def solve_fixed(problem: Problem, tableau: Tableau, flow: LikelihoodFlow, z: Ten
         open_rows = missed.nonzero().flatten()
     result.status[open_rows] = Status.MAX_STEPS
     return _of_columns(result, error, problem.trace)
+
+
+def _on_grid(
+    problem: Problem,
+    tableau: Tableau,
+    flow: LikelihoodFlow,
+    z: Tensor,
+    u: tuple[float, float],
+    kernel: Fused | None,
+    steps: int,
+) -> tuple[Integration, Tensor]:
+    """The end of a grid of equal steps, and what it makes of log p up to a constant, (B,)."""
+    trace, grid = problem.trace, torch.linspace(*u, steps + 1, dtype=torch.float64)
+    shared = steps // _COARSEST_GRID  # the coarse grid's probes
+    if kernel is not None:
+        end = kernel.integrate_grid(z, grid, tableau, trace, flow.rows, steps_per_node=shared)
+    else:
+        q = z.new_zeros(len(z), trace.columns, dtype=torch.float64)
+        end = integrate_grid(
+            flow, z, grid.to(z.device), tableau, q=q, steps_per_node=shared,
+            graphs=has_graphs(z.device) and problem.backend != "torch", backend=problem.backend,
+        )  # fmt: skip
+    return end, end.q.mean(1) + problem.log_prior(end.y * problem.ends.scale[1])

@@ -37,6 +37,8 @@ from torch import Tensor
 
 from ..checks import check_choice, check_count
 from ..derivatives.expansion import Expansion, expand
+from ..derivatives.jets import Captured
+from ..likelihood.tangents import native_tangents
 from ..model import ScoreModel
 from .residual import NoiseResidual
 
@@ -122,6 +124,7 @@ def high_order_errors(
     probes: Tensor | None = None,
     mixing: Tensor | None = None,
     backend: str = "auto",
+    captured: Captured | None = None,
     **condition: object,
 ) -> Errors:
     """The errors of each order at x_t = alpha(t) x_0 + sigma(t) eps, each (B,).
@@ -133,9 +136,11 @@ def high_order_errors(
         forms: from :func:`choose_forms`.
         probes: v (K, B, *event), for the forms that take some; for third order "mixed" also
             ``mixing``, u (B, *event).
-        backend: of the derivatives, "jets", "torch" (plain autograd, the reference) or "auto".
+        backend: of the derivatives, "jets", "torch" (plain autograd, the reference), "auto", or "native": as
+            "auto", but second order of an MLP on the CPU in C++ where it can be, differentiable once.
+        captured: the model's graph, which jets go through under torch.compile.
     """
-    residual = NoiseResidual(model, x0, t, noise, condition)
+    residual = NoiseResidual(model, x0, t, noise, condition, captured)
     if not forms.second:
         return Errors(_mean_square(residual.value(residual.network(residual.x))))
     none = x0.new_empty(0, *x0.shape)
@@ -143,13 +148,12 @@ def high_order_errors(
     sampled = probes if forms.sampled else none
     directions = torch.cat((basis, sampled))
     d, size = len(basis), x0[:1].numel()
-    expansion = expand(
-        residual.network,
-        residual.x,
-        residual.sigma * directions,
-        backend=backend,
-        **_third_derivatives(forms, residual, directions, d, mixing),
-    )
+    lines, expansion = residual.sigma * directions, None
+    if backend == "native":
+        backend, expansion = "auto", _in_kernels(residual, lines, forms)
+    if expansion is None:
+        more = _third_derivatives(forms, residual, directions, d, mixing)
+        expansion = expand(residual.network, residual.x, lines, backend=backend, **more)
     r = residual.value(expansion.value).flatten(1)
     m = residual.first(expansion.first, directions).flatten(2)
     whole = Products(r.detach(), basis.flatten(2), m[:d])
@@ -159,6 +163,13 @@ def high_order_errors(
     if forms.third is not None:
         third = _third(forms.third, residual, expansion, whole, along, mixing) / size**3
     return Errors(_mean_square(r), second, third)
+
+
+def _in_kernels(residual: NoiseResidual, directions: Tensor, forms: Forms) -> Expansion | None:
+    if forms.third is not None:
+        return None
+    found = native_tangents(residual.model, residual.x, residual.t, directions, residual.condition)
+    return None if found is None else Expansion(*found)
 
 
 class Products(NamedTuple):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..derivatives.jets import Captured
 from ..model import ScoreModel
 from .high_order import Errors, Forms, choose_forms, draw_probes, high_order_errors
 from .time_sampling import sample_times, stratified
@@ -42,11 +43,21 @@ def draw(
     return Draws(times.t, factor, noise, signs, draw_probes(x0, 1)[0] if mixed else None)
 
 
-def weighted_errors(model: ScoreModel, x0: Tensor, draws: Draws, forms: Forms, **condition: object) -> Errors:
-    """The errors of each order times the factor of their time, each (B,)."""
+def weighted_errors(
+    model: ScoreModel,
+    x0: Tensor,
+    draws: Draws,
+    forms: Forms,
+    backend: str = "auto",
+    captured: Captured | None = None,
+    **condition: object,
+) -> Errors:
+    """The errors of each order times the factor of their time, each (B,); ``backend`` and ``captured`` as in
+    :func:`high_order_errors`."""
     errors = high_order_errors(
-        model, x0, draws.t, draws.noise, forms=forms, probes=draws.probes, mixing=draws.mixing, **condition
-    )
+        model, x0, draws.t, draws.noise, forms=forms, probes=draws.probes, mixing=draws.mixing,
+        backend=backend, captured=captured, **condition,
+    )  # fmt: skip
     return Errors(*(None if error is None else draws.factor.to(error.dtype) * error for error in errors))
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..derivatives.jets import Captured
 from ..model import ScoreModel, coefficients, per_row
 
 
@@ -53,15 +54,24 @@ class NoiseResidual:
     ``x`` is where the network is evaluated and ``network`` the function x -> prediction that is
     differentiated.  A direction v of eps is the direction ``sigma * v`` of x.  The difference is taken in the
     network's own parameterisation and converted by the coefficient with which its output enters eps_hat,
-    so that nothing cancels near the data.
+    so that nothing cancels near the data.  ``captured`` is the model's graph, which is then called instead.
     """
 
-    def __init__(self, model: ScoreModel, x0: Tensor, t: Tensor, noise: Tensor, condition: dict) -> None:
+    def __init__(
+        self,
+        model: ScoreModel,
+        x0: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        condition: dict,
+        captured: Captured | None = None,
+    ) -> None:
         schedule = model.schedule
         of_x0, of_noise = target_coefficients(model, t)
         gain = coefficients("noise", model.predicts, schedule, t, model.sigma_data).of_output
         sigma = schedule.sigma(t)
-        self.model, self.t, self.condition = model, t, condition
+        self._predict = model if captured is None else captured
+        self.t, self.condition = t, condition
         self.sigma = per_row(sigma, x0)
         self.x = per_row(schedule.alpha(t), x0) * x0 + self.sigma * noise
         self._target = per_row(of_x0, x0) * x0 + per_row(of_noise, x0) * noise
@@ -69,7 +79,7 @@ class NoiseResidual:
 
     def network(self, x: Tensor) -> Tensor:
         """The prediction at x (B, *event), in the dtype of the data."""
-        return self.model(x, self.t, **self.condition).to(x.dtype)
+        return self._predict(x, self.t, **self.condition).to(x.dtype)
 
     def value(self, prediction: Tensor) -> Tensor:
         """r from the network's value."""

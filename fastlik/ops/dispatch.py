@@ -26,6 +26,8 @@ from fastlik.checks import check_choice
 BACKENDS = ("auto", "native", "triton", "torch")
 NATIVE_DTYPES = (torch.float32, torch.float64)
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# Triton kernels run on tensors of any device; it reads the variable when it is imported
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _REBUILD = "install a C++ compiler, then `pip install --force-reinstall --no-deps fastlik`"
 
 
@@ -96,7 +98,7 @@ def triton_obstacle(op: str, tensor: Tensor) -> str:
         return reason
     if tensor.dtype not in TRITON_DTYPES:
         return f"Triton kernels take torch.float16, torch.bfloat16 and torch.float32, not {tensor.dtype}"
-    if not (tensor.is_cuda or interpreted()):
+    if not (tensor.is_cuda or INTERPRETED):
         return f"Triton kernels take CUDA tensors, not {tensor.device.type} ones"
     return ""
 
@@ -104,12 +106,6 @@ def triton_obstacle(op: str, tensor: Tensor) -> str:
 @torch.compiler.assume_constant_result
 def _why_no_triton(op: str) -> str:
     return _triton()["why"] or ("" if _implements(op, "triton") else f"{op} has no Triton implementation")
-
-
-@torch.compiler.assume_constant_result
-def interpreted() -> bool:
-    """Whether Triton kernels are interpreted, on tensors of any device (TRITON_INTERPRET=1)."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def call_native(function: str, tensor: Tensor, *args: object) -> None:
@@ -165,6 +161,18 @@ def choose(op: str, backend: str, tensor: Tensor, *others: Tensor) -> str:
     return fall_back(backend, obstacle) if obstacle else wanted
 
 
+def takes_triton(op: str, tensor: Tensor, *others: Tensor) -> bool:
+    """Whether Triton is to run ``op`` where nobody names a backend: on a GPU, or by FASTLIK_BACKEND."""
+    if not (tensor.is_cuda or INTERPRETED):
+        return False
+    asked = os.environ.get("FASTLIK_BACKEND", "auto")
+    here = tensor.is_cuda or asked == "triton"
+    # "native" is for operations that have such an implementation
+    if not here or asked == "native" or tensor.dtype not in TRITON_DTYPES:
+        return False
+    return choose(op, "auto", tensor, *others) == "triton"
+
+
 def fall_back(backend: str, obstacle: str) -> str:
     """ "torch", with one warning, where "auto" meets an obstacle; RuntimeError where a backend was named."""
     if backend != "auto":
@@ -217,8 +225,8 @@ def backends() -> dict[str, dict[str, Any]]:
 def _triton() -> dict[str, Any]:
     if find_spec("triton") is None:
         why = "the package triton is not installed"
-    elif not (torch.cuda.is_available() or interpreted()):
+    elif not (torch.cuda.is_available() or INTERPRETED):
         why = "PyTorch sees no GPU"
     else:
         why = ""
-    return {"available": not why, "why": why, "interpreted": interpreted()}
+    return {"available": not why, "why": why, "interpreted": INTERPRETED}

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..ops.adams_step import Control, History, correct, predict
 from .adaptive import Tolerance
-from .quadrature import lagrange_weights
+from .graph import capture
 from .status import Status
 from .system import Integration, System
 
 ORDER = 4
-# a step may grow no faster: variable-step Adams methods stay stable below a ratio of about 2
-_GROWTH, _SHRINK, _SAFETY = 2.0, 0.1, 0.9
 # The error of an integral over the last step alone, one-sided, is weighed at this much: the final quadrature
 # has nodes on both sides.  Without it a trace with a sharp turn that the state does not feel is missed (rings
 # with a standard deviation of 0.02: worst of 64 rows 5e-2 nats/dim instead of 7e-4 at tolerance 1e-3).
@@ -60,6 +59,8 @@ def integrate_adams(
     keep_states: bool = False,
     max_steps: int = 10_000,
     block: int | None = None,
+    graphs: bool = False,
+    backend: str = "auto",
 ) -> tuple[Integration, Nodes]:
     """Integrate every row from t0 to t1 (B,) float64, in either direction, never outside that span.
 
@@ -75,30 +76,38 @@ def integrate_adams(
         max_steps: attempted steps after which a row is given up with status MAX_STEPS.
         block: attempts between two looks at which rows have finished, each of which waits for the
             device; default 1 on the CPU, 8 elsewhere.  Finished rows leave the batch at a look.
+        graphs: capture attempts as a graph after the first block (``fastlik.solvers.graph``).  A graph is of
+            one batch size, so that rows leave when half of them have finished.
+        backend: of the steps' arithmetic, "auto", "native" or "torch".
     """
     result = Integration.start(y, None, t0)
     result.defect_square = torch.zeros_like(result.defect)
     result.status.masked_fill_(t0 == t1, int(Status.DONE))
     index = torch.arange(len(y), device=y.device)
     recorder = _Recorder(keep_states)
-    stepper = _Stepper(system, result.take(index), t1, tolerance, order)
+    stepper = _Stepper.of(system, result.take(index), t1, tolerance, order, backend)
     recorder.write(index, stepper.start(first_step))
     block = block or (1 if y.device.type == "cpu" else 8)
+    step, captured = stepper.step, False
     for attempt in range(1, max_steps + 1):
-        recorder.write(index, stepper.step())
+        recorder.write(index, step())
         if attempt == max_steps:
             stepper.give_up()
         if attempt % block and attempt != max_steps:
             continue
         mask = stepper.rows.running
         running = int(mask.sum())  # the only place where the host waits for the device
-        if running < len(index):
+        if graphs and len(index) // 2 < running:
+            if not captured:
+                step, captured = capture(stepper.step, y.device), True
+        elif running < len(index):
             result.put(index, stepper.rows)
             keep = torch.nonzero_static(mask, size=running).flatten()
             index = index[keep]
             if running == 0:
                 break
             stepper = stepper.take(keep)
+            step, captured = stepper.step, False
     return result, recorder.nodes(result)
 
 
@@ -170,143 +179,75 @@ class _Stepper:
     """The rows still on their way, with their last slopes in ring buffers."""
 
     def __init__(
-        self, system: System, rows: Integration, t_end: Tensor, tolerance: Tolerance, order: int
+        self,
+        system: System,
+        rows: Integration,
+        history: History,
+        tolerance: Tolerance,
+        backend: str,
     ) -> None:
-        self.system, self.rows, self.t_end = system, rows, t_end
-        self.tolerance, self.order = tolerance, order
+        self.system, self.rows, self.history = system, rows, history
+        self.tolerance, self.backend = tolerance, backend
+        self.control = Control(
+            tolerance.rtol, tolerance.atol, tolerance.q_atol,
+            INTEGRAL_SHARE, JUMP_SHRUNK, JUMP_MISSED, JUMP_ERROR,
+        )  # fmt: skip
+
+    @classmethod
+    def of(
+        cls, system: System, rows: Integration, t_end: Tensor, tolerance: Tolerance, order: int, backend: str
+    ) -> _Stepper:
+        """Before the first slope is known."""
         batch = len(rows.y)
-        self.times = rows.t.new_zeros(batch, order)
-        self.slopes = rows.y.new_zeros(batch, order, rows.y[:1].numel() if batch else 0)
-        self.followed = torch.zeros_like(self.times)
-        self.h = torch.zeros_like(rows.t)
-        self.tried = torch.zeros_like(rows.t)  # length of the longest attempt lately: halved at each node
-        self.all_rows = torch.arange(batch, device=rows.y.device)
+        size = rows.y[:1].numel() if batch else 0
+        history = _history(
+            rows,
+            t_end=t_end.contiguous(),
+            h=torch.zeros_like(rows.t),
+            tried=torch.zeros_like(rows.t),
+            times=rows.t.new_zeros(batch, order),
+            slopes=rows.y.new_zeros(batch, order, size),
+            followed=rows.t.new_zeros(batch, order),
+        )
+        return cls(system, rows, history, tolerance, backend)
 
     def start(self, first_step: float) -> _Evaluation:
-        rows = self.rows
-        span = self.t_end - rows.t
-        self.h = span.abs().clamp(max=first_step) * span.sign()
-        self.tried = self.h.abs()
+        rows, history = self.rows, self.history
+        span = history.t_end - rows.t
+        history.h.copy_(span.abs().clamp(max=first_step) * span.sign())
+        history.tried.copy_(history.h.abs())
         slope, integrand, *features = self.system(rows.t, rows.y, rows.steps)
         rows.nfe += 1
-        self.times[:, 0], self.slopes[:, 0] = rows.t, slope.flatten(1)
-        finite = self.slopes[:, 0].isfinite().all(1)
+        history.times[:, 0], history.slopes[:, 0] = rows.t, slope.flatten(1)
+        finite = slope.flatten(1).isfinite().all(1)
         if integrand is not None:
-            self.followed[:, 0] = integrand[:, -1]
+            history.followed[:, 0] = integrand[:, -1]
             finite &= integrand.isfinite().all(1)
         rows.status.masked_fill_(~finite & rows.running, int(Status.NON_FINITE))
-        return _Evaluation(rows.steps.clone(), rows.t.clone(), rows.y, integrand, *(features or [None]))
+        at = rows.steps.clone(), rows.t.clone(), rows.y.clone()
+        return _Evaluation(*at, integrand, *(features or [None]))
 
     def step(self) -> _Evaluation:
         """One attempt for every row; accepted rows move on, finished ones stay where they are."""
-        rows = self.rows
-        running = rows.running
-        t = rows.t + torch.where(running, self.h, 0.0)
-        t = torch.where((self.t_end - t).abs() <= _resolution(t, self.t_end), self.t_end, t)
-        known = torch.arange(self.order, device=t.device) <= rows.steps[:, None]
-        predict = lagrange_weights(self.times, known, rows.t, t)
-        y = rows.y + self._combine(predict)
-        node = rows.steps + 1
-        slope, integrand, *features = self.system(t, y, node)
-        rows.nfe += running
-        nodes = torch.cat((self.times, t[:, None]), 1)
-        correct = lagrange_weights(nodes, torch.cat((known, known[:, :1]), 1), rows.t, t)
-        gap = correct[:, -1:].to(y.dtype) * slope.flatten(1)
-        gap = self._combine(correct[:, :-1] - predict) + gap.reshape(y.shape)
-        defect, error = self._error(t, y, slope, gap)
-        jump = torch.zeros_like(running)
-        if integrand is not None and self.order > 1:
-            jump = self._jump(t, slope, gap, error) & known.all(1)
-        if integrand is not None:
-            error = torch.maximum(error, self._integral_error(integrand, correct, predict))
-        accepted = running & (error <= 1)
-        _put(rows.y, accepted, y + gap)
-        _put(rows.t, accepted, t)
-        _put(rows.defect, accepted, rows.defect + defect)
-        _put(rows.defect_square, accepted, rows.defect_square + defect.square())
-        rows.steps += accepted
-        rows.rejected += running & ~accepted
-        self._remember(accepted, t, slope, integrand)
-        self._control(running, accepted, error, known.sum(1))
-        rows.status.masked_fill_(accepted & jump, int(Status.DISCONTINUOUS))
-        return _Evaluation(node, t, y, integrand, *(features or [None]))
-
-    def _combine(self, weights: Tensor) -> Tensor:
-        """sum_j weights[b, j] slopes[b, j], like y."""
-        total = torch.einsum("bk,bkd->bd", weights.to(self.slopes.dtype), self.slopes)
-        return total.reshape(self.rows.y.shape)
-
-    def _error(self, t: Tensor, y: Tensor, slope: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
-        """What the gap changes in the answer, and the error in units of the tolerance; both (B,)."""
-        tolerance = self.tolerance
-        scale = tolerance.atol + tolerance.rtol * torch.maximum(y.abs(), self.rows.y.abs())
-        error = (gap / scale).flatten(1).double().square().mean(1).sqrt()
-        sensitivity = self.system.sensitivity(t, y, slope)
-        if sensitivity is None or tolerance.q_atol is None:
-            return torch.zeros_like(error), error
-        defect = (sensitivity.double() * gap.double()).flatten(1).sum(1)
-        return defect, torch.maximum(error, defect.abs() / tolerance.q_atol)
-
-    def _jump(self, t: Tensor, slope: Tensor, gap: Tensor, error: Tensor) -> Tensor:
-        """(B,) whether the slope jumps in this step, as far as the state is concerned."""
-        h = (t - self.rows.t).abs()
-        change = slope.flatten(1) - self.slopes[self.all_rows, self.rows.steps % self.order]
-        missed = gap.flatten(1).norm(dim=1) > JUMP_MISSED * h * change.norm(dim=1)
-        return missed & (self.tried >= JUMP_SHRUNK * h) & (error > JUMP_ERROR)
-
-    def _integral_error(self, integrand: Tensor, correct: Tensor, predict: Tensor) -> Tensor:
-        """The same difference for the integrand that the steps follow; NaN where any is not finite."""
-        finite = (integrand - integrand).sum(1)
-        if self.tolerance.q_atol is None:
-            return finite
-        gap = ((correct[:, :-1] - predict) * self.followed).sum(1) + correct[:, -1] * integrand[:, -1]
-        return INTEGRAL_SHARE * gap.abs() / self.tolerance.q_atol + finite
-
-    def _remember(self, accepted: Tensor, t: Tensor, slope: Tensor, integrand: Tensor | None) -> None:
-        # steps was raised for the accepted rows; the others write back what is there
-        slot = self.rows.steps % self.order
-        rows = self.all_rows
-        self.times[rows, slot] = torch.where(accepted, t, self.times[rows, slot])
-        old = self.slopes[rows, slot]
-        self.slopes[rows, slot] = torch.where(accepted[:, None], slope.flatten(1), old)
-        if integrand is not None:
-            self.followed[rows, slot] = torch.where(accepted, integrand[:, -1], self.followed[rows, slot])
-
-    def _control(self, running: Tensor, accepted: Tensor, error: Tensor, known: Tensor) -> None:
-        rows = self.rows
-        factor = _SAFETY * error ** (-1.0 / (known + 1))
-        factor = torch.where(accepted, factor.clamp(0.3, _GROWTH), factor.clamp(_SHRINK, 0.7))
-        factor = factor.where(error.isfinite(), _SHRINK)
-        left = self.t_end - rows.t
-        h = self.h * factor
-        # no sliver at the end: what is left is taken in one step, or in two equal ones
-        h = torch.where(h.abs() >= left.abs(), left, torch.where(2 * h.abs() > left.abs(), 0.5 * left, h))
-        _put(self.h, running, h)
-        _put(self.tried, accepted, torch.maximum(h.abs(), 0.5 * self.tried))
-        last = accepted & (rows.t == self.t_end)
-        stuck = running & ~last & (self.h.abs() < _resolution(rows.t, self.t_end))
-        rows.status.masked_fill_(last, int(Status.DONE))
-        rows.status.masked_fill_(stuck & error.isfinite(), int(Status.UNDERFLOW))
-        rows.status.masked_fill_(stuck & ~error.isfinite(), int(Status.NON_FINITE))
+        attempt = predict(self.history, self.backend)
+        slope, integrand, *features = self.system(attempt.t, attempt.y, attempt.node)
+        sensitivity = None
+        if self.tolerance.q_atol is not None:
+            sensitivity = self.system.sensitivity(attempt.t, attempt.y, slope)
+        correct(self.history, attempt, slope, integrand, sensitivity, self.control, self.backend)
+        return _Evaluation(attempt.node, attempt.t, attempt.y, integrand, *(features or [None]))
 
     def give_up(self) -> None:
         self.rows.status.masked_fill_(self.rows.running, int(Status.MAX_STEPS))
 
     def take(self, index: Tensor) -> _Stepper:
-        taken = _Stepper(
-            self.system.take(index), self.rows.take(index), self.t_end[index], self.tolerance, self.order
-        )
-        taken.times, taken.slopes = self.times[index], self.slopes[index]
-        taken.followed = self.followed[index]
-        taken.h, taken.tried = self.h[index], self.tried[index]
-        return taken
+        rows = self.rows.take(index)
+        names = ("t_end", "h", "tried", "times", "slopes", "followed")
+        history = _history(rows, **{name: getattr(self.history, name)[index] for name in names})
+        return _Stepper(self.system.take(index), rows, history, self.tolerance, self.backend)
 
 
-def _put(target: Tensor, rows: Tensor, values: Tensor) -> None:
-    """target[rows] = values[rows], without asking the device which rows."""
-    target.copy_(torch.where(rows.reshape(-1, *(1,) * (target.dim() - 1)), values, target))
-
-
-def _resolution(t: Tensor, t_end: Tensor) -> Tensor:
-    """The smallest step that still moves t reliably."""
-    return 16 * torch.finfo(torch.float64).eps * torch.maximum(t.abs(), t_end.abs())
+def _history(rows: Integration, **own: Tensor) -> History:
+    """The rows' tensors, which steps write to, with those of the method's own."""
+    names = ("y", "t", "defect", "defect_square", "status", "nfe", "steps", "rejected")
+    return History(**{name: getattr(rows, name) for name in names}, **own)

@@ -1,37 +1,15 @@
-"""Integrals of polynomials through unevenly spaced nodes: what multistep methods and quadratures share."""
+"""Quadrature over unevenly spaced nodes, and how far their values are from one another's polynomials."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Gauss-Legendre with three points integrates polynomials up to degree five exactly: six nodes
-_GAUSS = ((-(0.6**0.5), 5 / 9), (0.0, 8 / 9), (0.6**0.5, 5 / 9))
+from ..ops.adams_step.lagrange import lagrange_basis, lagrange_weights
+
 MOST_NODES = 6
 # nodes whose weights are formed together: bounds the memory, and stays in a cache
 _TOGETHER = 8192
-
-
-def lagrange_weights(nodes: Tensor, valid: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Weights (..., k) float64 of the integral from start to end of the polynomial through the nodes.
-
-    nodes (..., k) float64 in any order, k <= 6; those that are not ``valid`` (..., k) do not take part
-    and get weight 0.  start, end (...): within the nodes' range or beyond it (extrapolation).
-    """
-    points = nodes.new_tensor([point for point, _ in _GAUSS])
-    gauss = nodes.new_tensor([weight for _, weight in _GAUSS])
-    half = 0.5 * (end - start)
-    at = (0.5 * (start + end))[..., None] + half[..., None] * points
-    # the points lie between the nodes, so that a product without its own factor is a quotient
-    distance = torch.where(valid[..., None, :], at[..., None] - nodes[..., None, :], 1.0)
-    integral = (gauss * distance.prod(-1))[..., None] / distance
-    return torch.where(valid, half[..., None] * integral.sum(-2) / _gaps(nodes, valid), 0.0)
-
-
-def lagrange_basis(nodes: Tensor, valid: Tensor, at: Tensor) -> Tensor:
-    """(..., k) values at ``at`` (...), none of the valid nodes, of their Lagrange polynomials; else 0."""
-    distance = torch.where(valid, at[..., None] - nodes, 1.0)
-    return torch.where(valid, distance.prod(-1, keepdim=True) / distance / _gaps(nodes, valid), 0.0)
 
 
 def residuals(t: Tensor, count: Tensor, values: Tensor, points: int) -> Tensor:
@@ -57,13 +35,6 @@ def residuals(t: Tensor, count: Tensor, values: Tensor, points: int) -> Tensor:
 
 def _rows_together(t: Tensor) -> int:
     return max(1, _TOGETHER // max(1, t.shape[1]))
-
-
-def _gaps(nodes: Tensor, valid: Tensor) -> Tensor:
-    """(..., k) product over the other valid nodes of node - other."""
-    own = torch.eye(nodes.shape[-1], dtype=torch.bool, device=nodes.device)
-    gap = nodes[..., :, None] - nodes[..., None, :]
-    return torch.where(own | ~valid[..., None, :], 1.0, gap).prod(-1)
 
 
 def node_weights(t: Tensor, count: Tensor, points: int = MOST_NODES) -> Tensor:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..checks import check_choice, check_count
 from ..model import ScoreModel
-from ..objectives.high_order import choose_forms
 from ..objectives.weighting import OrderWeight, Weighting
 from ..progress import progress_bar
 from ..schedule import Schedule, named
@@ -114,9 +113,9 @@ def train(
             they were.
         device: by default cuda where it is available, else cpu.
         precision: "auto" is float32 (float64 for a float64 network); "bf16" autocasts the network.
-        compile: torch.compile of the loss with its derivatives; "auto" only on cuda, and second and third
-            order only for events (d,).  Third order "full" and "gradient" cannot be compiled, nor can
-            networks that torch.compile does not follow on jets, such as the UNet.
+        compile: torch.compile of the loss with its derivatives; "auto" only on cuda.  Third order "full"
+            and "gradient" cannot be compiled, and above first order neither can networks that torch.export
+            does not capture.
         parts: into which the batch is cut, their gradients added up: memory alone depends on it;
             "auto" keeps that of third order on images below 3 times that of first order.
         checkpoint_every: steps between checkpoints.
@@ -155,19 +154,13 @@ def train(
         model = _as_score_model(model, schedule, predicts, dataset)
     model.set_moments(dataset.moments())
     model.quantisation, model.event_shape = dataset.quantisation, dataset.event
-    forms = choose_forms(order, second, third, dataset.rows[0].numel(), probes)
-    compiled = compile
-    if compile == "auto":
-        # Dynamo does not follow jets through torch.cat, which networks for images are made of
-        followed = order == 1 or len(dataset.event) == 1
-        compiled = place.type == "cuda" and followed and not forms.reverses
+    group = Group(place)
+    trainer = Trainer(model, dataset, options, group, compile)
     config = configuration(
-        options, model, dataset, steps=steps, device=str(place), compile=compiled, parts=parts,
+        options, model, dataset, steps=steps, device=str(place), compile=trainer.compiled, parts=parts,
         checkpoint_every=checkpoint_every,
     )  # fmt: skip
-    group = Group(place)
     folder, saved = _open(out, config, resume, group)
-    trainer = Trainer(model, dataset, options, group, compiled)
     dataset.to(place)
     start, window, history = 0, [], []
     if saved is not None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 
 import torch
 from torch import Tensor
 
+from ..derivatives.jets import NoDerivative
 from ..model import ScoreModel
 from ..objectives.high_order import choose_forms
 from ..objectives.loss import Draws, draw
@@ -30,7 +32,12 @@ class Trainer:
     """
 
     def __init__(
-        self, model: ScoreModel, dataset: Dataset, options: Options, group: Group, compile: bool = False
+        self,
+        model: ScoreModel,
+        dataset: Dataset,
+        options: Options,
+        group: Group,
+        compile: str | bool = False,
     ) -> None:
         device = group.device
         self.model = model.to(device).train()
@@ -47,17 +54,29 @@ class Trainer:
         size = dataset.rows[0].numel()
         self.forms = choose_forms(options.order, options.second, options.third, size, options.probes)
         objective = Objective(self.model, self.forms, options.order_weights)
-        if compile and self.forms.reverses:
-            raise ValueError(
-                f"third={self.forms.third!r} takes a reverse pass inside the loss, which torch.compile "
-                f'refuses: choose compile=False, or third="auto"'
-            )
-        if compile:
-            objective.compile()
+        self.compiled = self._compile(objective, compile)
         self.objective = group.wrap(objective)
         self.ema = EMA(self.model, options.ema)
         self.optimiser = torch.optim.Adam(self.parameters, lr=options.lr, fused=True)
         self.loss_scale = 1 / weight_integral(options.weighting, model.schedule)
+
+    def _compile(self, objective: Objective, choice: str | bool) -> bool:
+        """Compile the objective, by "auto" where that pays and works; whether it was."""
+        if choice is False or (choice == "auto" and (self.device.type != "cuda" or self.forms.reverses)):
+            return False
+        if self.forms.reverses:
+            raise ValueError(
+                f"third={self.forms.third!r} takes a reverse pass inside the loss, which torch.compile "
+                f'refuses: choose compile=False, or third="auto"'
+            )
+        try:
+            objective.compile_for(*self.dataset.batch(0, 0, 2, self.device, self.dtype))
+        except NoDerivative as reason:
+            if choice is True:
+                raise ValueError(f"network not compilable, choose compile=False: {reason}") from reason
+            warnings.warn(f"training is not compiled: {reason}", stacklevel=2)
+            return False
+        return True
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then constant, and with ``cooldown`` a linear fall to zero at the end.

@@ -1,5 +1,7 @@
 """Jacobian products and traces against dense Jacobians, float64."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -104,6 +106,21 @@ def test_every_probe_has_its_own_column(net, x, jacobian):
     _, columns = traces(net, x, v)
     expected = torch.einsum("kbi,bij,kbj->bk", v.flatten(2), jacobian, v.flatten(2))
     torch.testing.assert_close(columns, expected)
+
+
+@pytest.mark.parametrize("mode", ["jvp", "vjp"])
+def test_a_kernel_draws_the_probes_again(net, x, mode, monkeypatch):
+    from fastlik.ops.hutchinson.triton import FUSED
+
+    original, ran = FUSED.run, []
+    monkeypatch.setattr(FUSED, "run", lambda *args, **options: ran.append(1) or original(*args, **options))
+    options = dict(method="hutchinson", probes=3, seed=7, mode=mode, rows=torch.tensor([5, 1, 0, 9]))
+    net, x = copy.deepcopy(net).float(), x.float()
+    expected = fastlik.divergence(net, x, **options)
+    monkeypatch.setenv("FASTLIK_BACKEND", "triton")
+    actual = fastlik.divergence(net, x, chunk=2, **options)
+    assert len(ran) == 2
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_flow_where_they_are_wanted():

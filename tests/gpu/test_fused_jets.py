@@ -12,9 +12,11 @@ import fastlik
 from fastlik.derivatives.probes import rademacher
 from fastlik.ops.activation import activation
 from fastlik.ops.attention import attention
-from fastlik.ops.hutchinson import probes
+from fastlik.ops.gate import gate
+from fastlik.ops.hutchinson import probes, products
 from fastlik.ops.normalisation import normalise
 from fastlik.ops.philox import Stream
+from fastlik.ops.residual import residual
 
 from ..ops.fused import ROUNDING, assert_close, check, normal
 
@@ -61,20 +63,58 @@ def test_norms_of_tokens(centred, dtype):
 
 
 @dtypes
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_groups_that_are_read_twice(layout, dtype):
+    shape = (2, 64, 128, 96)
+    x, first = normal(*shape, dtype=dtype).to(memory_format=layout), normal(2, *shape, dtype=dtype, seed=1)
+    second = normal(1, *shape, dtype=dtype, seed=2)
+
+    def operation(x, first, second, scale, shift, backend):
+        options = dict(groups=16, function="silu", backend=backend)
+        return normalise(x, first, second, scale=scale, shift=shift, **options)
+
+    check(operation, x, first, second, *(normal(2, 64, dtype=dtype, seed=i) for i in (3, 4)))
+
+
+@dtypes
+@pytest.mark.parametrize("kind", ["none", "along", "sum"])
+def test_gates_of_halves(kind, dtype):
+    counts = {"none": 3, "along": 5, "sum": 4}
+    a, b = normal(counts[kind], 65, 33, 2 * 600, dtype=dtype).chunk(2, -1)
+    seconds = [] if kind == "none" else [a[3:], b[3:]]
+    check(partial(gate, function="silu"), a[0], b[0], a[1:3], b[1:3], *seconds)
+
+
+@dtypes
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("count", "kind"), [(1, "none"), (2, "none"), (3, "none"), (1, "along"), (2, "along"), (3, "sum")]
+)
 @pytest.mark.parametrize("size", [32, 64, 80, 128])
-def test_attention(size, count, causal, dtype):
+def test_attention(size, count, kind, causal, dtype):
     shape = (2, 3, 300, size)
     if dtype == torch.float32 and size > 64:
         return  # refused, see tests/ops
-    primals = [normal(*shape, dtype=dtype, seed=i) for i in range(3)]
-    tangents = [normal(count, *shape, dtype=dtype, seed=3 + i) for i in range(3)]
+    counts = {"none": [count], "along": [count, count], "sum": [count, 1]}[kind]
+    shapes = [shape] * 3 + [(n, *shape) for n in counts for _ in range(3)]
+    tensors = [normal(*each, dtype=dtype, seed=i) for i, each in enumerate(shapes)]
 
     def operation(*tensors, backend):
         return attention(*tensors, causal=causal, backend=backend)
 
-    check(operation, *primals, *tangents)
+    check(operation, *tensors)
+
+
+@dtypes
+def test_residual_sums(dtype):
+    a, b = (normal(3, 65, 33, 32, dtype=dtype, seed=seed) for seed in (0, 1))
+    check(lambda a, b, backend: [residual(a, b, 0.7, backend=backend)], a, b)
+
+
+def test_products_are_the_specifications():
+    jv, rows = normal(2, 65, 3, 33, 32), torch.arange(65, device="cuda") * 12345678901
+    actual, expected = (products(jv, range(3, 5), seed=3, rows=rows, backend=b) for b in ("triton", "torch"))
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-9)
 
 
 def test_probes_are_the_specifications():

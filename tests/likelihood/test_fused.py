@@ -8,11 +8,10 @@ import fastlik
 from fastlik.likelihood.flow import LikelihoodFlow, Trace
 from fastlik.likelihood.fused import Fused, fuse
 from fastlik.likelihood.problem import CLOCK
-from fastlik.ops.mlp.grid import runge_kutta
 from fastlik.solvers.adaptive import Tolerance, integrate
 from fastlik.solvers.grid import integrate_grid
 from fastlik.solvers.status import Status
-from fastlik.solvers.tableau import RK4, RK45, TSIT5
+from fastlik.solvers.tableau import EULER, HEUN, RK4, RK45, TSIT5
 
 EXACT = Trace(True, 1, "rademacher", True, 0, "auto")
 TRACES = {
@@ -76,14 +75,38 @@ def test_fixed_grid_of_every_schedule_and_prediction(schedule, predicts):
     z, u, _ = problem(model)
     found, rows = fused(model, z, u, {}), torch.arange(len(z))
     grid = torch.linspace(*u, 5, dtype=torch.float64)
-    end = found.integrate_grid(z, runge_kutta(found.ode, grid, RK4.a, RK4.b, RK4.c), EXACT, rows)
+    end = found.integrate_grid(z, grid, RK4, EXACT, rows)
     with torch.no_grad():
         q = torch.zeros(len(z), 1, dtype=torch.float64)
         expected = integrate_grid(LikelihoodFlow(model, CLOCK, EXACT, rows, {}), z, grid, RK4, q=q)
     same(end.y, expected.y, torch.float64)
-    same(end.q[..., 0], expected.q, torch.float64)
+    same(end.q, expected.q, torch.float64)
     for name in ("status", "t", "nfe", "steps"):
         assert torch.equal(getattr(end, name), getattr(expected, name)), name
+
+
+@pytest.mark.parametrize("trace", TRACES)
+@pytest.mark.parametrize("tableau", [EULER, HEUN, RK4], ids=lambda tableau: tableau.name)
+def test_grids_of_every_method_and_trace(tableau, trace):
+    """With rows that fail, and probes that several steps share."""
+    model, trace = model_of(fastlik.VP(), "noise", condition_dim=1), TRACES[trace]
+    z, u, conditions = problem(model, 12, condition=1)
+    z[3], conditions["condition"][5] = torch.nan, torch.inf
+    rows, grid = torch.arange(12) * 31, torch.linspace(*u, 9, dtype=torch.float64)
+    found = fused(model, z, u, conditions)
+    end = found.integrate_grid(z, grid, tableau, trace, rows, steps_per_node=4)
+    q = None if trace is None else torch.zeros(12, trace.columns, dtype=torch.float64)
+    with torch.no_grad():
+        flow = LikelihoodFlow(model, CLOCK, trace, rows, conditions)
+        expected = integrate_grid(flow, z, grid, tableau, q=q, steps_per_node=4)
+    for name in ("status", "t", "nfe", "steps"):
+        assert torch.equal(getattr(end, name), getattr(expected, name)), name
+    assert (end.status == Status.NON_FINITE).nonzero().flatten().tolist() == [3, 5]
+    good = end.status == Status.DONE
+    same(end.y[good], expected.y[good], torch.float64)
+    assert (end.q is None) == (trace is None)
+    if trace is not None:
+        same(end.q[good], expected.q[good], torch.float64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -194,9 +217,8 @@ def test_changes_of_the_network_are_seen():
     z, u = torch.randn(4, 2), (0.5, 2.0)
 
     def end():
-        found = fused(model, z, u, {})
-        table = runge_kutta(found.ode, torch.linspace(*u, 3, dtype=torch.float64), RK4.a, RK4.b, RK4.c)
-        return found.integrate_grid(z, table, None, torch.arange(4)).y
+        grid = torch.linspace(*u, 3, dtype=torch.float64)
+        return fused(model, z, u, {}).integrate_grid(z, grid, RK4, None, torch.arange(4)).y
 
     first = end()
     assert torch.equal(end(), first)

@@ -185,6 +185,9 @@ def test_jumps_are_seen_as_in_the_general_path():
         {"divergence": "hutchinson", "probe_mode": "frozen", "probes": 2},
         {"method": "rk45"},
         {"divergence": "hutchinson", "method": "tsit5", "probes": 2},
+        {"method": "rk4", "tolerance": 0.1},
+        {"divergence": "hutchinson", "method": "heun", "probes": 2, "tolerance": 0.3},
+        {"method": "euler", "tolerance": 0.3},
     ],
 )
 def test_likelihoods_are_the_general_paths(options, monkeypatch):
@@ -193,7 +196,8 @@ def test_likelihoods_are_the_general_paths(options, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(solve, "fuse", lambda *arguments: "not now")
         slow = fastlik.ode_nll(model, x, condition=conditions, **options)
-    name = f"integrate_{'adaptive' if 'method' in options else 'adams'}"
+    kinds = {"rk45": "adaptive", "tsit5": "adaptive", None: "adams"}
+    name = f"integrate_{kinds.get(options.get('method'), 'grid')}"
     method, calls = getattr(Fused, name), []
     monkeypatch.setattr(Fused, name, lambda *a, **k: calls.append(1) or method(*a, **k))
     fast = fastlik.ode_nll(model, x, condition=conditions, **options)

@@ -28,18 +28,18 @@ def test_products_and_their_gradient(shape):
     jv = normal(*shape)
 
     def operation(jv, backend):
-        return [products(jv, seed=1, rows=ROWS, node=3, backend=backend).to(jv.dtype)]
+        return [products(jv, range(5, 5 + len(jv)), seed=1, rows=ROWS, node=3, backend=backend).to(jv.dtype)]
 
     check(operation, jv, tolerance=1e-6)
-    total = products(jv, seed=1, rows=ROWS, node=3, backend="triton")
-    v = probes(jv[0], range(shape[0]), seed=1, rows=ROWS, node=3)
+    total = products(jv, range(5, 5 + len(jv)), seed=1, rows=ROWS, node=3, backend="triton")
+    v = probes(jv[0], range(5, 5 + shape[0]), seed=1, rows=ROWS, node=3)
     torch.testing.assert_close(total, (v * jv).flatten(2).double().sum(2), rtol=1e-12, atol=1e-12)
 
 
 def test_empty_batches_and_misfits():
     nothing = torch.empty(0, 4, device=DEVICE)
     assert probes(nothing, range(2), seed=0, rows=ROWS[:0], backend="triton").shape == (2, 0, 4)
-    assert products(nothing[None], seed=0, rows=ROWS[:0], backend="triton").shape == (1, 0)
+    assert products(nothing[None], range(1), seed=0, rows=ROWS[:0], backend="triton").shape == (1, 0)
     with pytest.raises(ValueError, match=r"must have shape \(0,\)"):
         probes(nothing, range(1), seed=0, rows=ROWS)
 
@@ -47,4 +47,4 @@ def test_empty_batches_and_misfits():
 def test_the_compiler_traces_it():
     from fastlik.ops.hutchinson.triton import FUSED
 
-    torch.library.opcheck(FUSED.operator, (normal(2, 3, 5).requires_grad_(), ROWS, NODES, 1, 2))
+    torch.library.opcheck(FUSED.operator, (normal(2, 3, 5).requires_grad_(), ROWS, NODES, 3, 1, 2))

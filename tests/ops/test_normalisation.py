@@ -34,6 +34,21 @@ def test_group_norm_and_silu(channels, groups, layout, kind):
 
 
 @pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("kind", ["none", "along", "sum"])
+@pytest.mark.parametrize("layout", [torch.Tensor.contiguous, channels_last])
+def test_groups_that_are_read_twice(layout, kind, centred):
+    shape = (2, 6, 90, 70)
+    x, first = layout(normal(*shape)) + 3, normal(2, *shape, seed=1)
+    second = {"none": None, "along": normal(2, *shape, seed=2), "sum": normal(1, *shape, seed=2)}[kind]
+
+    def operation(x, first, second, scale, shift, backend):
+        options = dict(groups=2, centred=centred, function="silu", backend=backend)
+        return normalise(x, first, second, scale=scale, shift=shift, **options)
+
+    check(operation, x, first, second, normal(2, 6, seed=3), normal(2, 6, seed=4))
+
+
+@pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("rows", [None, 1, 2])
 def test_layer_and_rms_norm_of_tokens(rows, centred):
     x, first = normal(6, 37), normal(3, 6, 37, seed=1)
@@ -70,17 +85,17 @@ def test_it_is_the_derivative_of_pytorchs():
         return F.silu(F.group_norm(x, 3, eps=1e-3) * scale[..., None] + shift[..., None])
 
     truth = fastlik.jet(f, x, v, 2, backend="torch")
-    start = normalise(
-        x, v, torch.zeros_like(v), groups=3, eps=1e-3, scale=scale, shift=shift, function="silu"
-    )
+    options = dict(groups=3, eps=1e-3, scale=scale, shift=shift, function="silu", backend="torch")
+    start = normalise(x, v, torch.zeros_like(v), **options)
     for actual, expected in zip(start, truth, strict=True):
         assert_close(actual, expected, 1e-12)
 
 
-def test_large_groups_and_misfits_are_refused():
-    x = normal(1, 2, 200, 200)
-    with pytest.raises(RuntimeError, match="groups of up to 16384"):
+def test_wide_groups_and_misfits_are_refused():
+    x = normal(1, 10000)
+    with pytest.raises(RuntimeError, match="groups of up to 8192 channels"):
         normalise(x, x[None], backend="triton")
+    x = normal(1, 2, 3, 4)
     with pytest.raises(ValueError, match="C divisible by 3"):
         normalise(x, x[None], groups=3)
     with pytest.raises(ValueError, match="scale must be"):

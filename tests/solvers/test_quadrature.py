@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fastlik.solvers.quadrature import lagrange_basis, lagrange_weights, node_weights, residuals
+from fastlik.ops.adams_step.lagrange import lagrange_basis, lagrange_weights
+from fastlik.solvers.quadrature import node_weights, residuals
 
 
 def uneven(rows, n):

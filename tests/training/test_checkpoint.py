@@ -152,7 +152,7 @@ def test_a_folder_of_other_files_is_not_overwritten(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("fastlik.training.loop.Trainer", None)  # must not be reached
+    monkeypatch.setattr("fastlik.training.loop._steps", None)  # must not be reached
     with pytest.raises(OSError, match="cannot write to out=.*choose a folder"):
         train(DATA, out=tmp_path / "file" / "run", **OPTIONS)
     with pytest.raises(OSError, match="cannot write to out="):

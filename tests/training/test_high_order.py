@@ -1,5 +1,6 @@
 """Runs of second and third order: losses, warm starts, resuming, memory, compilation, several processes."""
 
+import functools
 import json
 import os
 import subprocess
@@ -171,6 +172,40 @@ def test_compiled_steps_are_the_eager_ones():
     eager, compiled = (train(DATA[:, :1], net, compile=choice, **options) for choice in (False, True))
     for name in ("loss_1", "loss_2", "loss_3"):
         assert compiled.history[0][name] == pytest.approx(eager.history[0][name], rel=1e-3)
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch):
+    """Graphs and their gradients as for every compiler, without the minutes of code generation."""
+    quick = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", quick)
+
+
+def test_networks_for_images_compile_in_one_graph(quick_compiler):
+    """Through torch.cat and with labels, in parts of uneven sizes."""
+    torch.manual_seed(0)
+    labels = torch.arange(24) % 3
+    options = {"order": 2, "steps": 20, "batch_size": 7, "parts": 2, "condition": {"label": labels}, **QUIET}
+    net = UNet(1, width=4, multipliers=(1,), attention=False, classes=3)
+    eager, compiled = (train(IMAGES, net, compile=choice, **options) for choice in (False, True))
+    for name in ("loss_1", "loss_2"):
+        assert compiled.history[0][name] == pytest.approx(eager.history[0][name], rel=1e-3)
+
+
+class Branching(torch.nn.Module):
+    """What no exporter captures: a decision by the values."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 2)
+
+    def forward(self, x, time):
+        return self.linear(x) if float(x.sum()) > 0 else 2 * self.linear(x)
+
+
+def test_a_network_that_cannot_be_captured_is_refused():
+    with pytest.raises(ValueError, match="not compilable, choose compile=False"):
+        train(DATA, Branching(), order=2, compile=True, steps=1, **QUIET)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 // naming the namespace that its functions go to; bindings.cpp picks one at run time.
 #pragma once
 
+#include "fastlik/adams_step.h"
 #include "fastlik/jet.h"
 #include "fastlik/mlp.h"
 #include "fastlik/rk_step.h"
@@ -17,7 +18,19 @@
   template <class T>                                                      \
   void advance(const AdvanceArgs&, int threads);                          \
   template <class T>                                                      \
+  void adams_predict(const AdamsStepArgs&, int threads);                  \
+  template <class T>                                                      \
+  void adams_correct(const AdamsStepArgs&, int threads);                  \
+  template <class T>                                                      \
   void mlp_evaluate(const MlpNetwork&, const MlpEvaluateArgs&, int threads); \
+  template <class T>                                                      \
+  MlpTape mlp_tape(const MlpNetwork&, int64_t rows, int64_t tangents, int threads); \
+  template <class T>                                                      \
+  void mlp_record(const MlpNetwork&, const MlpEvaluateArgs&, const MlpTape&, int threads); \
+  template <class T>                                                      \
+  void mlp_reverse(const MlpNetwork&, const MlpReverseArgs&, int threads); \
+  template <class T>                                                      \
+  void mlp_jet(const MlpNetwork&, const MlpJetArgs&, int threads);        \
   template <class T>                                                      \
   void mlp_grid(const MlpNetwork&, const MlpGridArgs&, int threads);      \
   template <class T>                                                      \

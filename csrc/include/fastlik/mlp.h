@@ -62,6 +62,7 @@ struct MlpNetwork {
   const void* numbers;  // float or double
   int32_t op_count;     // the first value_ops of them suffice for the value
   int32_t value_ops, buffer_count, dim;
+  int32_t weight_count;  // where gradients are wanted, as many transposed ones follow
   int32_t input, time, condition_count;
   int32_t conditions[kMlpMaxConditions];
   MlpView output;
@@ -96,6 +97,32 @@ struct MlpEvaluateArgs {
   void* products;        // (tangents, rows, dim) or null
   double* quadratic;     // (rows, tangents), v' J v, or null
   double* divergence;    // (rows,), exact, or null; closed form where there is one
+};
+
+// Value and derivatives of order 1 .. order along each direction, the other factors the direction itself.
+struct MlpJetArgs {
+  MlpRows in;
+  const double* times;  // (rows,)
+  int64_t directions, order;
+  const void* vectors;  // (directions, rows, dim)
+  void* value;          // (rows, dim)
+  void* derivatives;    // (order, directions, rows, dim)
+};
+
+// How an evaluation that is run backwards later is cut: `tiles` tiles of `rows` rows, which leave `bytes` each.
+struct MlpTape {
+  int64_t rows, tiles, bytes;
+  void* at;
+};
+
+// The gradients of value and tangents, from a tape of MlpEvaluateArgs with as many tangents.
+struct MlpReverseArgs {
+  MlpTape tape;
+  int64_t rows, tangents, numbers;
+  const void *value, *products;  // (rows, dim), (tangents, rows, dim)
+  void *state, *vectors;         // likewise
+  void* of_numbers;              // (threads, numbers), zeros; see mlp_reverse.h
+  bool of_weights;
 };
 
 // dz/du = of_state z + of_output F(input_scale z, time) on a grid that all rows share, as a table of

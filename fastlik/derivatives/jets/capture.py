@@ -8,7 +8,6 @@ another mode (train or eval) or another constant among the modules' attributes.
 
 from __future__ import annotations
 
-import inspect
 import operator
 import warnings
 from collections.abc import Callable
@@ -141,12 +140,24 @@ def _program(module: nn.Module, x: Tensor, args: tuple, kwargs: dict, attributes
     constants = [s for s in specs if s.kind == InputKind.CONSTANT_TENSOR]
     return Program(
         run=runner.forward,
-        state=tuple(s.target for s in state),
+        state=tuple(s.target.removeprefix("module.") for s in state),
         constants=tuple(exported.constants[s.target] for s in constants),
         result=exported.call_spec.out_spec,
         modes=tuple(each.training for each in module.modules()),
         attributes=attributes,
     )
+
+
+class _Flat(nn.Module):
+    """A module called with the leaves of its arguments: torch.export mistakes ``**kwargs`` for one input."""
+
+    def __init__(self, module: nn.Module, arguments: pytree.TreeSpec) -> None:
+        super().__init__()
+        self.module, self.arguments = module, arguments
+
+    def forward(self, *leaves: object) -> object:
+        args, kwargs = pytree.tree_unflatten(leaves, self.arguments)
+        return self.module(*args, **kwargs)
 
 
 def _export(module: nn.Module, args: tuple, kwargs: dict) -> ExportedProgram:
@@ -165,14 +176,13 @@ def _export(module: nn.Module, args: tuple, kwargs: dict) -> ExportedProgram:
             return value[torch.arange(_EXAMPLE_BATCH, device=value.device) % batch]
         return value.new_zeros(_EXAMPLE_BATCH, *value.shape[1:])
 
-    bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-    dynamic = pytree.tree_map(lambda value: {0: Dim.AUTO} if is_batched(value) else None, dict(bound))
+    leaves, arguments = pytree.tree_flatten((args, kwargs))
+    dynamic = tuple({0: Dim.AUTO} if is_batched(leaf) else None for leaf in leaves)
     try:
         return torch.export.export(
-            module,
-            pytree.tree_map(example, args),
-            pytree.tree_map(example, kwargs),
-            dynamic_shapes=dynamic,
+            _Flat(module, arguments),
+            tuple(map(example, leaves)),
+            dynamic_shapes={"leaves": dynamic},
             strict=False,
         )
     except Exception as reason:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import rules
+from .deferred import settle
 from .errors import NoDerivative
 from .fallback import fallback
 from .jet import Jet, primals
@@ -199,10 +200,12 @@ def _write(target: object, value: object) -> Jet:
     primal = value.primal.to(target.primal.dtype)
     parts = [None if part is None else part.to(primal.dtype) for part in value.parts]
     if not target.shared:
-        target.primal, target.parts, target.stacked = primal, tuple(parts), None
+        stacked = value.stacked if primal is value.primal else None
+        target.primal, target.parts, target.stacked = primal, tuple(parts), stacked
         return target
     if any(old is None and new is not None for old, new in zip(target.parts, parts, strict=True)):
         raise NoDerivative("a view was written to with derivatives that its base does not have")
+    settle()
     target.primal.copy_(primal)
     for old, new in zip(target.parts, parts, strict=True):
         if old is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -116,9 +116,9 @@ class Jet:
             value = value if bias is None or primal is not None else value + bias
             return Jet(self.layout, value, tuple(parts))
         result = self.unstack(function(self.stack()))
-        return result if bias is None else result._shift(bias)
+        return result if bias is None else result.shift(bias)
 
-    def _shift(self, bias: Tensor) -> Jet:
+    def shift(self, bias: Tensor) -> Jet:
         """A constant added to the primal of a jet just made, which nothing else holds."""
         bias = bias.to(self.primal.dtype)  # under autocast the layer's result is narrower than its bias
         if nothing_recorded():
@@ -131,6 +131,17 @@ class Jet:
 
     def _is_small(self) -> bool:
         return self.primal.is_cuda or self.primal.numel() <= _STACK_UP_TO
+
+
+def jet_of(layout: Layout, value: Tensor, parts: Sequence[Tensor]) -> Jet:
+    """The jet of the results of a kernel, which may lie in one stack."""
+    # operators of a traced graph have results of their own
+    base = None if torch.compiler.is_compiling() else value._base
+    count = 1 + sum(map(len, parts))
+    if base is not None and base.numel() == count * value.numel():
+        stack = base.as_strided((count, *value.shape), (value.numel(), *value.stride()))
+        return Jet(layout, value, tuple(parts), stack)
+    return Jet(layout, value, tuple(parts))
 
 
 def nothing_recorded() -> bool:

@@ -1,46 +1,48 @@
 """Jets by kernels that take a primal and all its tangents in one pass over memory: on GPUs, by Triton.
 
-A normalisation is deferred: the scale, the shift and the activation that follow it join its pass.
+A normalisation is deferred: the scale, the shift and the activation that follow it join its pass.  So is an
+activation, which a product may follow, and the bias of a linear layer, which is for the primal alone and
+joins an activation, and a sum, which a scale may follow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ...ops.activation import FUNCTIONS
-from ...ops.activation import activation as activation_op
 from ...ops.attention import attention as attention_op
 from ...ops.attention import obstacle_of as attention_obstacle
-from ...ops.dispatch import TRITON_DTYPES, choose, fall_back, interpreted
-from ...ops.normalisation import normalise as normalise_op
+from ...ops.dispatch import fall_back, takes_triton
+from ...ops.gate import gate as gate_op
 from ...ops.normalisation import obstacle_of as normalisation_obstacle
-from .jet import Jet
+from .deferred import Activation, Bias, Deferred, Normalisation, Parts, Pending, Sum
+from .jet import Jet, jet_of
 from .layout import ALONG, COLLAPSED
 
 _LAYOUTS = (ALONG[1], ALONG[2], COLLAPSED)
 
 
-def carried(op: str, a: Jet, *others: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
+def _fits(op: str, a: Jet) -> bool:
+    """Whether the kernel of ``op`` takes a jet of this layout, where it is."""
+    if a.parts[0] is None or not takes_triton(op, a.primal, a.parts[0]):
+        return False
+    return any(a.layout is each for each in _LAYOUTS)
+
+
+def carried(op: str, a: Jet, *others: Tensor | None) -> Parts | None:
     """First and second derivatives for the kernel of ``op``; None where it is not to run."""
-    x = a.primal
-    if not (x.is_cuda or interpreted()) or x.dtype not in TRITON_DTYPES:
-        return None
-    if not any(a.layout is each for each in _LAYOUTS) or a.parts[0] is None:
-        return None
-    if any(each is not None and each.dtype != x.dtype for each in others):
-        return None
-    if choose(op, "auto", x, a.parts[0]) != "triton":
+    if any(each is not None and each.dtype != a.example.dtype for each in others) or not _fits(op, a):
         return None
     if a.layout.order == 1:
         return a.parts[0], None
     first, second = a.parts
     if second is None:  # x moves along a straight line
         count = 1 if a.layout.collapsed is not None else len(first)
-        second = torch.zeros_like(first[:1]).expand(count, *x.shape)
+        second = torch.zeros_like(first[:1]).expand(count, *a.shape)
     return first, second
 
 
@@ -55,23 +57,61 @@ def activation(a: Jet, function: str, parameter: float = 1.0) -> Jet | None:
     """The jet of a function of one number; None where there is no kernel for it."""
     if function not in FUNCTIONS:
         return None
-    if isinstance(a, Deferred) and a.pending is not None and function != "softplus":
-        return replace(a.pending, function=function).run(a)
+    normalisation = _waiting(a, Normalisation)
+    if normalisation is not None and function != "softplus":
+        return replace(normalisation, function=function).run()
+    affine = _waiting(a, Bias)
+    a = a if affine is None else affine.product
     parts = carried("activation", a)
     if parts is None:
         return None
-    value, *derivatives = activation_op(a.primal, *parts, function=function, parameter=parameter)
-    return _jet_of(a, value, derivatives)
+    if affine is None:
+        return _deferred(Activation(a.layout, a.primal, parts, function, parameter))
+    # at once: the bias may be added to the product when that is used again
+    return Activation(a.layout, a.primal, parts, function, parameter, affine.bias).run()
 
 
-def _jet_of(a: Jet, value: Tensor, parts: Sequence[Tensor]) -> Jet:
-    """The results of a kernel, which may lie in one stack."""
-    # operators of a traced graph have results of their own
-    stack = None if torch.compiler.is_compiling() else value._base
-    count = 1 + sum(map(len, parts))
-    if stack is not None and stack.numel() == count * value.numel():
-        return Jet(a.layout, value, tuple(parts), stack.reshape(count, *value.shape))
-    return Jet(a.layout, value, tuple(parts))
+def _waiting(a: object, kind: type[Pending]) -> Pending | None:
+    """What a jet waits for, if that is of a kind that can be joined."""
+    return a.joins(kind) if isinstance(a, Deferred) else None
+
+
+def affine(a: Jet, multiply: Callable[[Jet], Jet], bias: Tensor | None) -> Jet | None:
+    """The jet of a linear layer whose bias, broadcasting, waits for an activation; None where it does not."""
+    if bias is None or not _fits("activation", a) or torch.compiler.is_compiling():
+        return None
+    product = multiply(a)
+    if bias.dtype != product.primal.dtype:  # under autocast
+        return product.shift(bias)
+    return Deferred(Bias(product.layout, product.primal, product, bias))
+
+
+def _deferred(pending: Pending) -> Jet:
+    # what torch.compile traces is computed at once
+    return pending.run() if torch.compiler.is_compiling() else Deferred(pending)
+
+
+def product(a: Jet, b: Jet) -> Jet | None:
+    """The jet of a product of two, into which a deferred activation of one joins; None where there is no
+    kernel for it."""
+    if a.shape != b.shape or a.example.dtype != b.example.dtype or a.layout is not b.layout:
+        return None
+    gated = _activation_of(a)
+    if gated is None and _activation_of(b) is not None:
+        a, b, gated = b, a, _activation_of(b)
+    parts = carried("gate", b), carried("gate", a) if gated is None else gated.parts
+    if None in parts:
+        return None
+    (b1, b2), (a1, a2) = parts
+    x, function = (a.primal, "identity") if gated is None else (gated.x, gated.function)
+    value, *derivatives = gate_op(x, b.primal, a1, b1, a2, b2, function=function)
+    return jet_of(a.layout, value, derivatives)
+
+
+def _activation_of(a: Jet) -> Activation | None:
+    """The activation that a jet waits for, if the kernel of products takes it."""
+    pending = _waiting(a, Activation)
+    return None if pending is None or pending.function == "softplus" else pending
 
 
 def attention(
@@ -84,114 +124,19 @@ def attention(
     scale: float | None,
     grouped: bool,
 ) -> Jet | None:
-    """The first-order jet of softmax attention; None where the kernel is not to run."""
+    """The jet of softmax attention; None where the kernel is not to run."""
     jets = (query, key, value)
-    if not all(isinstance(each, Jet) and each.ndim == 4 and each.layout is ALONG[1] for each in jets):
+    if not all(isinstance(each, Jet) and each.ndim == 4 for each in jets):
         return None
     if dropout or grouped or isinstance(mask, Jet):
         return None
-    if any(carried("attention", each) is None for each in jets):
+    parts = [carried("attention", each) for each in jets]
+    if None in parts or not _unhindered(attention_obstacle(query.primal, mask)):
         return None
-    if not _unhindered(attention_obstacle(query.primal, mask)):
-        return None
-    primals, tangents = zip(*((each.primal, each.parts[0]) for each in jets), strict=True)
-    result, tangent = attention_op(*primals, *tangents, mask=mask, causal=causal, scale=scale)
-    return _jet_of(query, result, [tangent])
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """What a normalisation is to do: ``shape`` is the kernel's (N, C, *space), scale and shift are (M, C)."""
-
-    source: Jet
-    parts: tuple[Tensor, Tensor | None]
-    shape: tuple[int, ...]
-    groups: int
-    eps: float
-    centred: bool
-    scale: Tensor | None = None
-    shift: Tensor | None = None
-    function: str = "identity"
-
-    def run(self, a: Jet) -> Jet:
-        """The jet, shaped as ``a``."""
-        first, second = self.parts
-        value, *derivatives = normalise_op(
-            self.source.primal.reshape(self.shape),
-            first.reshape(len(first), *self.shape),
-            None if second is None else second.reshape(len(second), *self.shape),
-            groups=self.groups,
-            eps=self.eps,
-            centred=self.centred,
-            scale=self.scale,
-            shift=self.shift,
-            function=self.function,
-        )
-        parts = [part.reshape(len(part), *a.shape) for part in derivatives]
-        return _jet_of(a, value.reshape(a.shape), parts)
-
-    def rows(self, values: object) -> Tensor | None:
-        """A constant factor or summand as (M, C) where it is one number for each sample and channel."""
-        x = self.source.primal
-        if not isinstance(values, Tensor) or values.dtype != x.dtype or values.device != x.device:
-            return None
-        channel = 1 if len(self.shape) > 2 else x.dim() - 1  # group normalisation has space
-        if values.dim() > x.dim():
-            return None
-        shape = (*[1] * (x.dim() - values.dim()), *values.shape)
-        wanted = [1] * x.dim()
-        wanted[channel] = x.shape[channel]
-        wanted[0] = shape[0]
-        if list(shape) != wanted or shape[0] not in (1, x.shape[0]):
-            return None
-        return values.reshape(shape[0], x.shape[channel])
-
-    def scaled(self, by: Tensor) -> Normalisation:
-        scale = by if self.scale is None else self.scale * by
-        shift = None if self.shift is None else self.shift * by
-        return self._with(scale, shift)
-
-    def shifted(self, by: Tensor) -> Normalisation:
-        return self._with(self.scale, by if self.shift is None else self.shift + by)
-
-    def _with(self, scale: Tensor | None, shift: Tensor | None) -> Normalisation:
-        if scale is not None and shift is not None:
-            scale, shift = torch.broadcast_tensors(scale, shift)
-        return replace(self, scale=scale, shift=shift)
-
-
-class Deferred(Jet):
-    """A normalised jet that is computed when something asks for its tensors."""
-
-    __slots__ = ("_normalisation", "_recording")
-
-    def __init__(self, normalisation: Normalisation) -> None:
-        self.layout = normalisation.source.layout
-        self.shared = False
-        self._normalisation = normalisation
-        self._recording = torch.is_grad_enabled()
-
-    @property
-    def example(self) -> Tensor:
-        return self._normalisation.source.primal
-
-    @property
-    def pending(self) -> Normalisation | None:
-        """What is still to be done; None once it is, or something else was written here."""
-        try:
-            Jet.primal.__get__(self)
-        except AttributeError:
-            return self._normalisation
-        return None
-
-    def __getattr__(self, name: str) -> object:
-        # reached where a slot has no value yet
-        if name not in ("primal", "parts", "stacked"):
-            raise AttributeError(name)
-        with torch.set_grad_enabled(self._recording):
-            result = self._normalisation.run(self)
-        self.primal, self.parts, self.stacked = result.primal, result.parts, result.stacked
-        return getattr(self, name)
+    firsts, seconds = zip(*parts, strict=True)
+    primals = (each.primal for each in jets)
+    result, *derivatives = attention_op(*primals, *firsts, *seconds, mask=mask, causal=causal, scale=scale)
+    return jet_of(query.layout, result, derivatives)
 
 
 def group_norm(a: Jet, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Jet | None:
@@ -223,16 +168,29 @@ def _normalised(
     if parts is None:
         return None
     weight, bias = (None if each is None else each.reshape(1, -1) for each in (weight, bias))
-    normalisation = Normalisation(a, parts, shape, groups, eps, centred, weight, bias)
     if not _unhindered(normalisation_obstacle(a.primal.reshape(shape), groups)):
         return None
-    if torch.compiler.is_compiling():
-        return normalisation.run(a)
-    return Deferred(normalisation)
+    return _deferred(Normalisation(a.layout, a.primal, parts, shape, groups, eps, centred, weight, bias))
+
+
+def total(a: Jet, b: Jet) -> Jet | None:
+    """The sum of two jets, which waits for a scale; None where it is not to."""
+    if not (_fits("residual", a) and _fits("residual", b)) or torch.compiler.is_compiling():
+        return None
+    if a.shape != b.shape or a.primal.dtype != b.primal.dtype or not a.stacks_like(b):
+        return None
+    like = Jet(a.layout, a.primal, a.parts)
+    return Deferred(Sum(a.layout, a.primal, like, (a.stacked, b.stacked)))
 
 
 def scaled(a: object, b: object) -> Jet | None:
     """A deferred jet times a constant, in either order; None where the pass cannot take it."""
+    if isinstance(a, (int, float)):
+        a, b = b, a
+    pending = _waiting(a, Sum)
+    if pending is not None and isinstance(b, (int, float)):
+        scale = b if pending.scale is None else b * pending.scale
+        return Deferred(replace(pending, scale=scale))
     return _joined(a, b, Normalisation.scaled)
 
 
@@ -244,7 +202,8 @@ def shifted(a: object, b: object) -> Jet | None:
 def _joined(a: object, by: object, step: Callable[[Normalisation, Tensor], Normalisation]) -> Jet | None:
     if isinstance(by, Deferred):
         a, by = by, a
-    if not isinstance(a, Deferred) or isinstance(by, Jet) or a.pending is None:
+    pending = _waiting(a, Normalisation)
+    if pending is None or isinstance(by, Jet):
         return None
-    rows = a.pending.rows(by)
-    return None if rows is None else Deferred(step(a.pending, rows))
+    rows = pending.rows(by)
+    return None if rows is None else Deferred(step(pending, rows))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastlik.checks import check_choice
-from fastlik.ops.dispatch import choose
+from fastlik.ops.dispatch import choose, fall_back
 from fastlik.ops.memory import dense, ordered_as
 
-from . import reference
+from . import native, reference
 from .reference import FUNCTIONS
 
 __all__ = ["FUNCTIONS", "activation", "check_jet"]
@@ -37,7 +37,7 @@ def activation(
         bias: (shape[channel],), added to x.
         parameter: beta of softplus, which is the identity where beta x > 20.
         channel: the dimension of x that ``bias`` runs along.
-        backend: "auto", "triton" or "torch".
+        backend: "auto", "native" (CPU, float32 and float64, order 1), "triton" or "torch".
 
     Returns:
         [y, y1] or [y, y1, y2], shaped like the arguments, in x's order of memory.  Differentiable.
@@ -52,7 +52,13 @@ def activation(
     if bias is not None and bias.shape != x.shape[channel : channel + 1]:
         raise ValueError(f"bias must have shape ({x.shape[channel]},), got {tuple(bias.shape)}")
     tensors = [each for each in (first, second, bias) if each is not None]
-    if choose("activation", backend, x, *tensors) == "torch":
+    chosen = choose("activation", backend, x, *tensors)
+    if chosen == "native" and (obstacle := native.obstacle_of(function, second, bias)):
+        chosen = fall_back(backend, obstacle)
+    if chosen == "native":
+        stack = native.activation(x, first, function, parameter)
+        return [stack[0], stack[1:]]
+    if chosen == "torch":
         return reference.activation(x, first, second, bias, function, parameter, channel)
     from .triton import FUSED
 

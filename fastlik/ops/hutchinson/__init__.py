@@ -49,16 +49,24 @@ def probes(
     return drawn.view(len(draws), *like.shape)
 
 
-def products(jv: Tensor, *, seed: int, rows: Tensor, node: Tensor | int = 0, backend: str = "auto") -> Tensor:
-    """v'Jv, (K, B) float64, from Jv (K, B, *event) for the probes v of draws 0 .. K-1.  Differentiable."""
+def products(
+    jv: Tensor,
+    draws: range,
+    *,
+    seed: int,
+    rows: Tensor,
+    node: Tensor | int = 0,
+    backend: str = "auto",
+) -> Tensor:
+    """v'Jv, (K, B) float64, from Jv or J'v (K, B, *event), v the probes of K ``draws``.  Differentiable."""
     rows, node = _counters(jv, rows, node)
     key = key_of(seed, Stream.PROBE)
     flat = jv.reshape(*jv.shape[:2], jv.shape[2:].numel()).contiguous()
     if choose("hutchinson", backend, jv) == "torch":
-        return reference.products(flat, rows, node, *key)[0]
+        return reference.products(flat, rows, node, draws.start, *key)[0]
     from .triton import FUSED
 
-    return FUSED(flat, rows, node, *key)[0]
+    return FUSED(flat, rows, node, draws.start, *key)[0]
 
 
 def _counters(jv: Tensor, rows: Tensor, node: Tensor | int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ def signs(rows: Tensor, node: Tensor, key: Sequence[int], draws: Iterable[int], 
     return torch.stack(drawn) if drawn else rows.new_zeros(0, len(rows), size).double()
 
 
-def products(jv: Tensor, rows: Tensor, node: Tensor, key0: int, key1: int) -> list[Tensor]:
-    """[(K, B) float64], sums over the event of v times jv (K, B, size)."""
-    v = signs(rows, node, (key0, key1), range(len(jv)), jv.shape[2])
+def products(jv: Tensor, rows: Tensor, node: Tensor, first: int, key0: int, key1: int) -> list[Tensor]:
+    """[(K, B) float64], sums over the event of v times jv (K, B, size), v of draws first, first + 1, ..."""
+    v = signs(rows, node, (key0, key1), range(first, first + len(jv)), jv.shape[2])
     return [(v * jv.double()).sum(2)]

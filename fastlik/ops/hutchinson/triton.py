@@ -55,13 +55,13 @@ def signs_kernel(out, rows, nodes, first, key0, key1, batch, size, COUNTERS: tl.
 
 
 @triton.jit
-def products_kernel(jv, rows, nodes, total, key0, key1, batch, size, COUNTERS: tl.constexpr):
+def products_kernel(jv, rows, nodes, total, first, key0, key1, batch, size, COUNTERS: tl.constexpr):
     """All coordinates of a row and a draw, summed in float64."""
     row, draw = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     jv += (draw * batch + row) * size
     sums = tl.zeros([COUNTERS, 32], tl.float64)
     for start in range(0, tl.cdiv(size, 128), COUNTERS):
-        words = _words(rows, nodes, row, draw, start, key0, key1, COUNTERS)
+        words = _words(rows, nodes, row, first + draw, start, key0, key1, COUNTERS)
         for lane in tl.static_range(4):
             coordinates, signs = _lane(words[lane], start, lane, COUNTERS)
             values = tl.load(jv + coordinates, coordinates < size, 0.0).to(tl.float32)
@@ -85,9 +85,12 @@ def allocate(jv: Tensor, *settings: object, together: bool) -> list[Tensor]:
     return [jv.new_empty(jv.shape[:2], dtype=torch.float64)]
 
 
-def forward(results: list[Tensor], jv: Tensor, rows: Tensor, node: Tensor, key0: int, key1: int) -> None:
+def forward(
+    results: list[Tensor], jv: Tensor, rows: Tensor, node: Tensor, first: int, key0: int, key1: int
+) -> None:
     count, batch, size = jv.shape
-    products_kernel[(batch, count)](jv, rows, node, results[0], key0, key1, batch, size, COUNTERS=COUNTERS)
+    sizes = (first, key0, key1, batch, size)
+    products_kernel[(batch, count)](jv, rows, node, results[0], *sizes, COUNTERS=COUNTERS)
 
 
 def backward(
@@ -97,17 +100,18 @@ def backward(
     jv: Tensor,
     rows: Tensor,
     node: Tensor,
+    first: int,
     key0: int,
     key1: int,
 ) -> None:
     count, _, size = jv.shape
-    drawn = signs(rows, node, (key0, key1), range(count), size, jv.dtype)
+    drawn = signs(rows, node, (key0, key1), range(first, first + count), size, jv.dtype)
     torch.mul(drawn, grads[0][..., None].to(jv.dtype), out=gradients[0])
 
 
 FUSED = Fused(
     "hutchinson",
-    "Tensor jv, Tensor rows, Tensor node, int key0, int key1",
+    "Tensor jv, Tensor rows, Tensor node, int first, int key0, int key1",
     reference.products,
     allocate,
     forward,

@@ -1,8 +1,11 @@
 """Multilayer perceptrons as programs of a few operations: their values, derivatives and ODEs.
 
-``recognise`` makes a program of an unmodified network, or says why it cannot.  ``value``, ``jvp`` and
-``divergence`` run it; ``Packed`` (``native.py``) integrates its ODE, and ``reference.py`` says in plain
+``recognise`` makes a program of an unmodified network, or says why it cannot.  ``value``, ``jvp``, ``jet``
+and ``divergence`` run it; ``Packed`` (``native.py``) integrates its ODE, and ``reference.py`` says in plain
 PyTorch what all of them compute.  A program keeps the weights that the network had when it was recognised.
+
+``Trainable`` is a network's value and tangents on its own parameters, with gradients: those of a loss, and
+by x the products v' J of reverse mode.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ from .grid import GridTable, Ode
 from .native import Divergence, Packed
 from .program import Program
 from .recognise import Unrecognised, recognise
+from .trainable import Trainable
+
+ORDERS = (1, 2, 3)
 
 __all__ = [
     "Divergence",
@@ -24,8 +30,10 @@ __all__ = [
     "Ode",
     "Packed",
     "Program",
+    "Trainable",
     "Unrecognised",
     "divergence",
+    "jet",
     "jvp",
     "recognise",
     "value",
@@ -67,6 +75,37 @@ def jvp(
     """(F(x), J v) of shapes (B, d) and (K, B, d) for vectors (K, B, d); see :func:`value`."""
     output, products, _ = _run(program, x, time, conditions, backend, vectors, False)
     return output, products
+
+
+def jet(
+    program: Program,
+    x: Tensor,
+    time: Tensor,
+    directions: Tensor,
+    order: int = 2,
+    conditions: dict[str, Tensor] | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, ...]:
+    """(F(x), D F[v], D^2 F[v, v], D^3 F[v, v, v]) up to ``order``, as :func:`fastlik.jet`.
+
+    Args:
+        directions: v, like x, or (K, *x.shape) for K directions that share one evaluation of F.
+        order: 1, 2 or 3.
+        program, x, time, conditions, backend, errors: as in :func:`value`.
+
+    Returns:
+        F(x) (B, d), and the derivatives in the shape of the directions.
+    """
+    if order not in ORDERS:
+        raise ValueError(f"order must be 1, 2 or 3, got {order!r}")
+    conditions = conditions or {}
+    stack = directions[None] if directions.shape == x.shape else directions
+    _check(program, x, time, conditions, stack)
+    if choose("mlp", backend, x, *conditions.values(), stack) == "native":
+        output, derivatives = Packed.of(program, x.dtype).jet(x, time, conditions, stack, order)
+    else:
+        output, derivatives = reference.jet(program, x, time, conditions, stack, order)
+    return output, *(derivative.reshape(directions.shape) for derivative in derivatives)
 
 
 def divergence(

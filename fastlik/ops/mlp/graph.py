@@ -47,13 +47,12 @@ def entry(name: str, width: int, depends: int) -> Node:
 
 def constant(values: Tensor) -> Node:
     """values (width,)."""
-    return Node("constant", len(values), 0, weight=values.detach().clone())
+    return Node("constant", len(values), 0, weight=values)
 
 
 def linear(a: Node, weight: Tensor, bias: Tensor | None = None) -> Node:
     """weight (width, a.width), bias (width,)."""
-    bias = None if bias is None else bias.detach().clone()
-    return Node("linear", len(weight), a.depends, (a,), weight=weight.detach().clone(), bias=bias)
+    return Node("linear", len(weight), a.depends, (a,), weight=weight, bias=bias)
 
 
 def function(name: str, a: Node, parameter: float = 0.0) -> Node:

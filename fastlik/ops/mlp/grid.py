@@ -36,11 +36,13 @@ class Ode(NamedTuple):
 class GridTable:
     """E evaluations with S slots for slopes and Q quadratures.
 
-    u (E,); stage, update (E, S); weight (E, Q): float64; slot, node (E,): int64; commit (E,): bool; all on
-    one device.  Raises ValueError where they do not fit together.
+    u, end (E,); stage, update (E, S); weight (E, Q): float64; slot, node (E,): int64; commit (E,): bool; all
+    on one device.  ``end`` is where the step ends that evaluation e belongs to.  Raises ValueError where they
+    do not fit together.
     """
 
     u: Tensor
+    end: Tensor
     ode: Ode
     stage: Tensor
     update: Tensor
@@ -86,23 +88,24 @@ class _Rows:
     def add(
         self,
         u: float,
+        end: float,
         stage: dict[int, float],
         slot: int,
         node: int,
         weight: Sequence[float],
         update: dict[int, float] | None = None,
     ) -> None:
-        self.rows.append((u, self._dense(stage), self._dense(update or {}), slot, node, bool(update), weight))
+        dense = self._dense(stage), self._dense(update or {})
+        self.rows.append((u, end, *dense, slot, node, bool(update), weight))
 
     def _dense(self, sparse: dict[int, float]) -> list[float]:
         return [sparse.get(slot, 0.0) for slot in range(self.slots)]
 
     def table(self, ode: Callable[[Tensor], Ode]) -> GridTable:
-        u, stage, update, slot, node, commit, weight = zip(*self.rows, strict=True)
-        u, stage, update, weight = (torch.tensor(v, dtype=torch.float64) for v in (u, stage, update, weight))
-        return GridTable(
-            u, ode(u), stage, update, torch.tensor(slot), torch.tensor(node), torch.tensor(commit), weight
-        )
+        *columns, slot, node, commit, weight = zip(*self.rows, strict=True)
+        u, end, stage, update, weight = (torch.tensor(v, dtype=torch.float64) for v in (*columns, weight))
+        slot, node, commit = map(torch.tensor, (slot, node, commit))
+        return GridTable(u, end, ode(u), stage, update, slot, node, commit, weight)
 
 
 def runge_kutta(
@@ -117,20 +120,28 @@ def runge_kutta(
 
     As ``fastlik.solvers.grid.integrate_grid``: ``steps_per_node`` consecutive steps share their probes.
     """
-    rows = _Rows(len(b), 1)
-    points = grid.tolist()
-    for n, (u, end) in enumerate(zip(points[:-1], points[1:], strict=True)):
-        h = end - u
-        for i in range(len(b)):
-            rows.add(
-                u + c[i] * h,
-                {j: h * weight for j, weight in enumerate(a[i])},
-                i,
-                n // steps_per_node,
-                (h * b[i],),
-                {j: h * weight for j, weight in enumerate(b)} if i == len(b) - 1 else None,
-            )
-    return rows.table(ode)
+    stages, steps = len(b), len(grid) - 1
+    start, end = grid[:-1, None], grid[1:, None]
+    h, weights = end - start, torch.tensor(b, dtype=torch.float64)
+    u = start + h * torch.tensor(c, dtype=torch.float64)
+    # rounding must not carry it past the end
+    u = torch.where(h >= 0, torch.minimum(u, end), torch.maximum(u, end)).flatten()
+    stage = torch.zeros(stages, stages, dtype=torch.float64)
+    for i, row in enumerate(a):
+        stage[i, : len(row)] = torch.tensor(row, dtype=torch.float64)
+    update = torch.zeros(steps, stages, stages, dtype=torch.float64)
+    update[:, -1] = h * weights
+    return GridTable(
+        u=u,
+        end=end.expand(-1, stages).flatten(),
+        ode=ode(u),
+        stage=(h[:, None] * stage).flatten(0, 1),
+        update=update.flatten(0, 1),
+        slot=torch.arange(stages).repeat(steps),
+        node=(torch.arange(steps) // steps_per_node).repeat_interleave(stages),
+        commit=(torch.arange(stages) == stages - 1).repeat(steps),
+        weight=(h * weights).reshape(-1, 1),
+    )
 
 
 def adams_bashforth(ode: Callable[[Tensor], Ode], grid: Tensor, order: int, weight: Tensor) -> GridTable:
@@ -145,19 +156,20 @@ def adams_bashforth(ode: Callable[[Tensor], Ode], grid: Tensor, order: int, weig
     for n, u in enumerate(points):
         here = n % order
         if n == len(points) - 1:
-            rows.add(u, {}, -1, n, weight[n].tolist())
+            rows.add(u, u, {}, -1, n, weight[n].tolist())
             break
-        h = points[n + 1] - u
+        end = points[n + 1]
+        h = end - u
         if n >= order - 1:
             first = n - order + 1
             update = {(first + j) % order: value for j, value in enumerate(coefficients[first])}
-            rows.add(u, {}, here, n, weight[n].tolist(), update)
+            rows.add(u, end, {}, here, n, weight[n].tolist(), update)
             continue
         slots = (here, order, order + 1, order + 2)
         for i, slot in enumerate(slots):
             stage = {slots[j]: h * value for j, value in enumerate(_RK4_A[i])}
             update = {s: h * value for s, value in zip(slots, _RK4_B, strict=True)} if i == 3 else None
-            rows.add(u + _RK4_C[i] * h, stage, slot, n, nothing if i else weight[n].tolist(), update)
+            rows.add(u + _RK4_C[i] * h, end, stage, slot, n, nothing if i else weight[n].tolist(), update)
     return rows.table(ode)
 
 

@@ -64,7 +64,7 @@ class Packed:
             program.packed[dtype] = cls(program, dtype)
         return program.packed[dtype]
 
-    def __init__(self, program: Program, dtype: torch.dtype) -> None:
+    def __init__(self, program: Program, dtype: torch.dtype, *, transposed: bool = False) -> None:
         self.program, self.dtype = program, dtype
         self._numbers: list[Tensor] = []
         self._size = 0
@@ -81,6 +81,16 @@ class Packed:
             name = FUNCTIONS.index(op.function) if op.function else 0
             head = (CODES.index(op.code), name, index, op.depends)
             ops.append((*head, *_view(op.out), *_view(op.a), *_view(op.b), op.parameter))
+        # where gradients are found, of weights and then of constants: offset, rows, and length of a row
+        self.places = [(offset, inputs, self._padded(outputs)) for offset, outputs, inputs in weights]
+        self.places += [
+            (start, 1, width)
+            for (width, _, start), buffer in zip(buffers, program.buffers, strict=True)
+            if buffer.constant is not None
+        ]
+        if transposed:  # for gradients
+            matrices = [op.weight.T for op in program.ops if op.weight is not None]
+            weights += [(self._store(self._panels(matrix)), *matrix.shape) for matrix in matrices]
         self._store(torch.zeros(1))  # vectors may be read a little beyond the last number
         self.numbers = torch.cat(self._numbers)
         self.handle = native_module().Mlp(
@@ -103,13 +113,18 @@ class Packed:
         self._numbers.append(torch.nn.functional.pad(flat, (0, self._size - start - len(flat))))
         return start
 
+    def _padded(self, outputs: int) -> int:
+        """Outputs in whole panels."""
+        panel = _PANEL_BYTES // self.dtype.itemsize
+        return -(-outputs // panel) * panel
+
     def _panels(self, weight: Tensor) -> Tensor:
         """(outputs, inputs) -> (panels, inputs, outputs of a panel), zero beyond the outputs."""
         panel = _PANEL_BYTES // self.dtype.itemsize
-        padded = torch.nn.functional.pad(weight.detach(), (0, 0, 0, -len(weight) % panel))
+        padded = torch.nn.functional.pad(weight.detach(), (0, 0, 0, self._padded(len(weight)) - len(weight)))
         return padded.unflatten(0, (-1, panel)).transpose(1, 2)
 
-    def _conditions(self, conditions: dict[str, Tensor]) -> tuple[list[Tensor], tuple[int, ...]]:
+    def conditions(self, conditions: dict[str, Tensor]) -> tuple[list[Tensor], tuple[int, ...]]:
         """The conditions as the kernels read them, kept alive, and their addresses."""
         kept = [conditions[name].to(self.dtype).contiguous() for name in self.program.conditions]
         return kept, tuple(value.data_ptr() for value in kept)
@@ -149,7 +164,7 @@ class Packed:
         """(value (B, d), products J v (K, B, d) or None, divergence (B,) float64 or None)."""
         x, time = x.contiguous(), time.double().contiguous()
         vectors = None if vectors is None else vectors.contiguous()
-        kept, addresses = self._conditions(conditions)
+        kept, addresses = self.conditions(conditions)
         value = torch.empty_like(x)
         products = None if vectors is None else torch.empty_like(vectors)
         divergence = x.new_empty(len(x), dtype=torch.float64) if exact else None
@@ -163,6 +178,23 @@ class Packed:
             addresses,
         )
         return value, products, divergence
+
+    def jet(
+        self, x: Tensor, time: Tensor, conditions: dict[str, Tensor], directions: Tensor, order: int
+    ) -> tuple[Tensor, Tensor]:
+        """(value (B, d), derivatives (order, K, B, d)) along directions (K, B, d)."""
+        x, time, directions = x.contiguous(), time.double().contiguous(), directions.contiguous()
+        kept, addresses = self.conditions(conditions)
+        value, derivatives = torch.empty_like(x), x.new_empty(order, *directions.shape)
+        call_native(
+            "mlp_jet",
+            x,
+            self.handle,
+            (len(x), len(directions), order),
+            tuple(map(address, (x, None, time, directions, value, derivatives))),
+            addresses,
+        )
+        return value, derivatives
 
     def integrate_grid(
         self,
@@ -261,12 +293,9 @@ class Packed:
         """
         z, rows, on_device = z.contiguous(), rows.contiguous(), clock.to(z.device)
         batch = len(z)
-        counts = {name: z.new_empty(batch, dtype=torch.int64) for name in ("nfe", "steps", "rejected")}
-        names = ("t", "defect", "defect_square")
-        numbers = {name: z.new_empty(batch, dtype=torch.float64) for name in names}
-        integral = z.new_empty(3, batch, dtype=torch.float64)
+        counts, numbers = z.new_empty(3, batch, dtype=torch.int64), z.new_empty(6, batch, dtype=torch.float64)
         y, status = torch.empty_like(z), z.new_empty(batch, dtype=torch.int32)
-        tensors = (z, rows, on_device.breaks, on_device.values, y, *numbers.values(), *integral, status)
+        tensors = (z, rows, on_device.breaks, on_device.values, y, numbers, status, counts)
         self._integrate(
             "mlp_adams",
             z,
@@ -274,11 +303,13 @@ class Packed:
             clock,
             divergence,
             (batch, order, max_steps, len(clock.breaks) - 1, clock.values.shape[2]),
-            (*tensors, *counts.values()),
+            tensors,
             (*span, first_step),
             (*tolerances, *judgement),
         )
-        return {"y": y, "q": None, "status": status, **numbers, **counts}, integral
+        fields = dict(zip(("t", "defect", "defect_square"), numbers[:3], strict=True))
+        fields |= zip(("nfe", "steps", "rejected"), counts, strict=True)
+        return {"y": y, "q": None, "status": status, **fields}, numbers[3:]
 
 
 @cache

@@ -83,19 +83,34 @@ class Program:
     trace: View | None = None
     packed: dict = field(default_factory=dict, init=False, repr=False)  # what native.py made of it
 
+    def frozen(self) -> Program:
+        """The same with tensors of its own."""
+        return replace(
+            self,
+            buffers=[replace(buffer, constant=_copy(buffer.constant)) for buffer in self.buffers],
+            ops=[replace(op, weight=_copy(op.weight)) for op in self.ops],
+        )
 
-def compile_graph(output: Node, dim: int, conditions: dict[str, int]) -> Program:
-    """The program of a graph whose inputs are the state (dim), the time and conditions {name: width}."""
+
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().clone()
+
+
+def compile_graph(output: Node, dim: int, conditions: dict[str, int], *, live: bool = False) -> Program:
+    """The program of a graph whose inputs are the state (dim), the time and conditions {name: width}.
+
+    A ``live`` one holds the graph's tensors themselves, and writes every buffer once.
+    """
     lowering = _Lowering(dim, conditions)
     program = lowering.program
-    slopes = closed_form(output)
+    slopes = None if live else closed_form(output)
     if slopes is not None:
         lowering.keep_slopes(slopes)
     program.output = lowering.view(output)
     program.value_ops = len(program.ops)
     if slopes is not None:
         program.trace = lowering.trace(slopes)
-    return _with_shared_buffers(program)
+    return _without_unused_buffers(program) if live else _with_shared_buffers(program.frozen())
 
 
 @dataclass(frozen=True)

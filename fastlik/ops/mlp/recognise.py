@@ -86,7 +86,6 @@ def _node(x: object, width: int, like: Tensor) -> Node:
         return graph.filled(float(x), 1, _plain(like))
     if not isinstance(x, Tensor):
         raise ValueError(f"an operand of type {type(x).__name__}")
-    x = x.detach()
     if x.dim() == 0:
         return graph.constant(x[None])
     if x.dim() == 2 and x.shape[0] in (1, _ROWS) and bool((x == x[:1]).all()):
@@ -340,11 +339,14 @@ def recognise(
     times: Tensor,
     dtype: torch.dtype,
     device: torch.device,
+    *,
+    live: bool = False,
 ) -> Program:
     """The program of f(x (B, dim), time (B,), **conditions (B, width)) -> (B, dim).
 
     Args:
         times: some values of the time, at which the program is compared with ``f``.
+        live: the program keeps the network's own tensors, with what they depend on, instead of copies.
 
     Raises:
         Unrecognised: it has none; the message says why.
@@ -359,7 +361,7 @@ def recognise(
     inputs = {
         name: Traced.of(value, graph.entry(name, value.shape[1], CONDITION)) for name, value in given.items()
     }
-    with torch.no_grad():
+    with torch.set_grad_enabled(live):
         output = f(
             Traced.of(x, graph.entry("state", dim, STATE)),
             Traced.of(time, graph.entry("time", 1, TIME)),
@@ -368,7 +370,7 @@ def recognise(
     if not isinstance(output, Traced) or not output.node.depends & STATE:
         raise Unrecognised("its result does not depend on x")
     try:
-        program = compile_graph(output.node, dim, conditions)
+        program = compile_graph(output.node, dim, conditions, live=live)
     except ValueError as error:
         raise Unrecognised(str(error)) from None
     _check_size(program)

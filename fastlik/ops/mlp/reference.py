@@ -163,6 +163,38 @@ def _run(
     return a, da  # copy
 
 
+def jet(
+    program: Program, x: Tensor, time: Tensor, conditions: dict[str, Tensor], directions: Tensor, order: int
+) -> tuple[Tensor, Tensor]:
+    """(F(x), derivatives (order, K, B, d) along directions (K, B, d)), by nested reverse differentiation."""
+    keep = torch.is_grad_enabled()
+    none = x.new_zeros(0, *x.shape)
+    with torch.enable_grad():
+        output = evaluate(program, x, time, conditions, none).output
+        along = []
+        for v in directions:
+            step = x.new_zeros(len(x), 1, requires_grad=True)
+            series = [evaluate(program, x + step * v, time, conditions, none).output]
+            for _ in range(order):
+                series.append(_derivative(series[-1], step))
+            along.append(torch.stack(series[1:]))
+        shape = (order, 0, *x.shape)
+        derivatives = torch.stack(along, 1) if along else x.new_zeros(shape)
+    return (output, derivatives) if keep else (output.detach(), derivatives.detach())
+
+
+def _derivative(values: Tensor, step: Tensor) -> Tensor:
+    """Of each row's values (B, d) by its step (B, 1): a reverse pass, differentiated by its vector."""
+    if not values.requires_grad:
+        return torch.zeros_like(values)
+    vector = torch.zeros_like(values, requires_grad=True)
+    (pulled,) = torch.autograd.grad(values, step, vector, create_graph=True, materialize_grads=True)
+    if not pulled.requires_grad:
+        return torch.zeros_like(values)
+    ones = torch.ones_like(pulled)
+    return torch.autograd.grad(pulled, vector, ones, create_graph=True, materialize_grads=True)[0]
+
+
 def exact_divergence(program: Program, x: Tensor, time: Tensor, conditions: dict[str, Tensor]) -> Tensor:
     """tr J (B,) float64: in closed form where there is one, else from the d unit vectors."""
     if program.trace is not None:

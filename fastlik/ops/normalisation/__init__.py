@@ -5,15 +5,14 @@ Layer and RMS normalisation of tokens are group normalisation with one group and
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fastlik.checks import check_choice
 from fastlik.ops.activation import FUNCTIONS, check_jet
 from fastlik.ops.dispatch import choose, fall_back
-from fastlik.ops.memory import ordered_as
+from fastlik.ops.memory import image_order, ordered_as
 
-from . import reference
+from . import native, reference
 
 __all__ = ["normalise", "obstacle_of"]
 
@@ -42,7 +41,8 @@ def normalise(
         centred: False leaves the mean where it is, as in RMS normalisation.
         scale, shift: (M, C) where M divides N: each row is for N / M successive samples.
         function: one of ``fastlik.ops.activation.FUNCTIONS``, without a parameter.
-        backend: "auto", "triton" or "torch".
+        backend: "auto", "native" (CPU, float32 and float64, order 1: group normalisation alone), "triton" or
+            "torch".
 
     Returns:
         [y, y1] or [y, y1, y2], shaped like the arguments, in x's order of memory.  Differentiable.
@@ -69,11 +69,17 @@ def normalise(
     chosen = choose("normalisation", backend, x, *others)
     if chosen == "triton" and (obstacle := obstacle_of(x, groups)):
         chosen = fall_back(backend, obstacle)
+    if chosen == "native" and (obstacle := native.obstacle_of(second, scale, shift, centred, function)):
+        chosen = fall_back(backend, obstacle)
     if chosen == "torch":
         return reference.normalise(x, first, second, scale, shift, groups, eps, centred, function)
+    if chosen == "native":
+        weight, bias = (None if each is None else each[0] for each in (scale, shift))
+        stack = native.group_norm(x, first, groups, weight, bias, eps)
+        return [stack[0], stack[1:]]
     from .triton import FUSED
 
-    x = _regular(x)
+    x = image_order(x)
     second = None if second is None else ordered_as(x, second)
     scale, shift = (None if each is None else each.contiguous() for each in (scale, shift))
     results = FUSED(x, ordered_as(x, first), second, scale, shift, groups, float(eps), centred, function)
@@ -82,15 +88,8 @@ def normalise(
 
 def obstacle_of(x: Tensor, groups: int) -> str:
     """Why the Triton kernel cannot take x (N, C, *space); "" if it can."""
-    from .triton import FORWARD_LIMIT, fits
+    from .triton import LIMIT, fits
 
     if fits(x, groups):
         return ""
-    return f"Triton's normalise takes groups of up to {FORWARD_LIMIT} numbers"
-
-
-def _regular(x: Tensor) -> Tensor:
-    """x, or a copy, contiguous or with the channels last."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    last = x.dim() in formats and x.is_contiguous(memory_format=formats[x.dim()])
-    return x if last else x.contiguous()
+    return f"Triton's normalise takes groups of up to {LIMIT} channels"

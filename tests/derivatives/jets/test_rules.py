@@ -152,7 +152,7 @@ SHAPES = {
     "flip": lambda x: x.flip(1, -1) * x,
     "roll": lambda x: x.roll((1, 2), (1, 2)) * x,
     "tril": lambda x: x.tril() ** 2,
-    "dtype": lambda x: (x.to(torch.float64).double() ** 2).type_as(A),
+    "dtype": lambda x: (x.to(torch.float64).double() ** 2).type_as(A) * torch.tensor(2.0).to(x),
     "detach": lambda x: x * x.detach() ** 2 + x.sign() + x.round().detach(),
 }
 MATRICES = {

@@ -106,16 +106,23 @@ def networks():
     return found
 
 
-NETWORKS = list(networks())
-
-
 @pytest.fixture(scope="session")
-def case():
-    """case(name, dtype): (f, program, dim, conditions)"""
+def network():
+    """network(name, dtype): (module, f, dim, conditions)"""
 
     def make(name, dtype):
         module, f, dim, conditions = networks()[name]
-        module.to(dtype).eval()
+        return module.to(dtype).eval(), f, dim, conditions
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def case(network):
+    """case(name, dtype): (f, program, dim, conditions)"""
+
+    def make(name, dtype):
+        _, f, dim, conditions = network(name, dtype)
         return f, recognise(f, dim, conditions, TIMES, dtype, torch.device("cpu")), dim, conditions
 
     return make

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
+from ..deferred import Deferred
 from ..jet import Jet, lift, nothing_recorded
 from ..layout import PRIMAL, Layout
 from ..registry import rule
@@ -86,6 +87,9 @@ def mul(a: Operand, b: Operand) -> Jet:
         return _scaled(a, lambda part: part * b, b)
     if not isinstance(a, Jet):
         return _scaled(b, lambda part: part * a, a)
+    joined = kernels.product(a, b)
+    if joined is not None:
+        return joined
     if a is b:
         return square(a)
     ndim = rank(a, b)
@@ -106,7 +110,8 @@ def div(a: Operand, b: Operand, *, rounding_mode: str | None = None) -> Jet | Te
     if rounding_mode is not None:
         return torch.div(primal_of(a), primal_of(b), rounding_mode=rounding_mode)
     if not isinstance(b, Jet):
-        return _scaled(a, lambda part: part / b, b)
+        joined = kernels.scaled(a, 1 / b) if isinstance(b, (int, float)) and b else None
+        return _scaled(a, lambda part: part / b, b) if joined is None else joined
     layout, ndim = b.layout, rank(a, b)
     inverse = b.primal.reciprocal()
     primal = primal_of(a) * inverse
@@ -151,6 +156,9 @@ def add(a: Operand, b: Operand, *, alpha: float = 1) -> Jet:
     if not isinstance(a, Jet):
         primal = a + b.primal if alpha == 1 else a + alpha * b.primal
         return b.replace(primal, [spread(part, primal) for part in parts])
+    joined = kernels.total(a, b) if alpha == 1 else None
+    if joined is not None:
+        return joined
     if alpha == 1 and a.stacks_like(b) and a.shape == b.shape:
         return a.unstack(a.stacked + b.stacked)
     if _alike(a, b) and nothing_recorded():
@@ -225,7 +233,7 @@ def neg(a: Jet) -> Jet:
 def addcmul(a: Operand, b: Operand, c: Operand, *, value: float = 1) -> Jet | Tensor:
     if isinstance(b, Jet) and isinstance(a, Tensor) and isinstance(c, Tensor):  # FiLM
         factor = c if value == 1 else c * value
-        if isinstance(b, kernels.Deferred):
+        if isinstance(b, Deferred):
             return add(mul(b, factor), a)
         if _holds(b, a, factor) and nothing_recorded():
             total = b.empty_like()

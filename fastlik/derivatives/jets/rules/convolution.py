@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import kernels
 from ..errors import NoDerivative
 from ..jet import Jet
 from ..registry import rule
@@ -61,7 +62,8 @@ def _convolve(function: Callable, spatial: int) -> Callable[..., Jet]:
         if a.ndim == spatial + 2 == 4 and fused.is_first_order(a) and fused.is_native(a):
             linear, affine = _channels_last(linear), _channels_last(affine)
         shift = None if bias is None else bias.reshape(-1, *[1] * spatial)
-        return over_batch(a, linear, spatial + 2, shift, affine)
+        joined = kernels.affine(a, lambda a: over_batch(a, linear, spatial + 2), shift)
+        return over_batch(a, linear, spatial + 2, shift, affine) if joined is None else joined
 
     return convolution
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ....ops.activation import native as native_activation
 from ....ops.dispatch import NATIVE_DTYPES, choose
-from ....ops.jet import FUNCTIONS, native
+from ....ops.normalisation import native as native_normalisation
 from .. import kernels
 from ..jet import Jet, nothing_recorded
 
@@ -39,16 +40,16 @@ def is_native(a: Jet) -> bool:
 def _has_kernels(dtype: torch.dtype, backend: str | None) -> bool:
     if backend == "triton" or dtype not in NATIVE_DTYPES:
         return False
-    return choose("jet", "auto", torch.empty(0, dtype=dtype)) == "native"
+    return choose("activation", "auto", torch.empty(0, dtype=dtype)) == "native"
 
 
 def activation(a: Jet, function: str, parameter: float = 1.0) -> Jet | None:
     """A pointwise function by its name in ``fastlik.ops``."""
     joined = kernels.activation(a, function, parameter)
-    if joined is not None or not is_first_order(a) or function not in FUNCTIONS:
+    if joined is not None or not is_first_order(a) or function not in native_activation.FUNCTIONS:
         return joined
     if is_native(a):
-        return a.unstack(native.activation(a.primal, a.parts[0], function, parameter))
+        return a.unstack(native_activation.activation(a.primal, a.parts[0], function, parameter))
     x, tangents = a.primal, a.parts[0]
     if function == "silu":
         return a.replace(F.silu(x), (aten.silu_backward(tangents, x),))
@@ -68,7 +69,7 @@ def group_norm(a: Jet, groups: int, weight: Tensor | None, bias: Tensor | None, 
     if joined is not None or not is_first_order(a):
         return joined
     if is_native(a):
-        return a.unstack(native.group_norm(a.primal, a.parts[0], groups, weight, bias, eps))
+        return a.unstack(native_normalisation.group_norm(a.primal, a.parts[0], groups, weight, bias, eps))
     batch, channels, size = a.shape[0], a.shape[1], a.shape[2:].numel()
     x, tangents = a.primal.contiguous(), a.parts[0].contiguous()
     k = len(tangents)

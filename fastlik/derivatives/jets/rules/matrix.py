@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import kernels
 from ..jet import Jet, lift
 from ..registry import rule
 from .arithmetic import Operand, add, mul, multilinear, primal_of
@@ -21,7 +22,12 @@ def linear(a: Operand, weight: Operand, bias: Operand | None = None) -> Jet:
         transposed = transpose(weight, -2, -1) if isinstance(weight, Jet) else weight.mT
         product = matmul(a, transposed)
         return product if bias is None else add(product, bias)
-    return a.linear(lambda part: F.linear(part, weight), bias, lambda part: F.linear(part, weight, bias))
+
+    def multiply(part: Tensor) -> Tensor:
+        return F.linear(part, weight)
+
+    joined = kernels.affine(a, lambda a: a.linear(multiply), bias)
+    return a.linear(multiply, bias, lambda part: F.linear(part, weight, bias)) if joined is None else joined
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:

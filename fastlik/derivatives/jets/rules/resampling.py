@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -42,12 +43,18 @@ for _name, _spatial in {
 
 @rule("pixel_shuffle")
 def pixel_shuffle(a: Jet, factor: int) -> Jet:
-    return a.map(lambda part: F.pixel_shuffle(part, factor))
+    return _of_images(a, lambda part: F.pixel_shuffle(part, factor))
 
 
 @rule("pixel_unshuffle")
 def pixel_unshuffle(a: Jet, factor: int) -> Jet:
-    return a.map(lambda part: F.pixel_unshuffle(part, factor))
+    return _of_images(a, lambda part: F.pixel_unshuffle(part, factor))
+
+
+def _of_images(a: Jet, function: Callable[[Tensor], Tensor]) -> Jet:
+    """A linear map of the last dimensions: of a batch of images, whose order in memory PyTorch keeps for four
+    dimensions only."""
+    return over_batch(a, function, 4) if a.ndim == 4 else a.map(function)
 
 
 @rule("im2col")
@@ -66,7 +73,9 @@ def constant_pad(a: Jet, pad: Sequence[int], value: float = 0) -> Jet:
 
 
 def _constant_pad(a: Jet, pad: Sequence[int], value: float | None) -> Jet:
-    padded = a.map(lambda part: F.pad(part, pad))
+    inside = len(pad) < 2 * a.ndim  # the batch is not padded
+    pad_zeros = functools.partial(F.pad, pad=pad)
+    padded = _of_images(a, pad_zeros) if inside else a.map(pad_zeros)
     return padded if not value else padded.replace(F.pad(a.primal, pad, value=value), padded.parts)
 
 

@@ -316,10 +316,12 @@ def _fold(part: Tensor) -> Tensor:
 
 
 @rule("to", "_to_copy", "type_as", "type", "float", "double", "half", "bfloat16", "cpu", "cuda", view=True)
-def convert(a: Jet, *args: object, method: str = "to", **options: object) -> Jet | Tensor:
+def convert(a: Jet | Tensor, *args: object, method: str = "to", **options: object) -> Jet | Tensor:
     """Another dtype, device or memory format; integers have no derivatives."""
     args = tuple(primal_of(arg) for arg in args)
     options.pop("memory_format", None)
+    if not isinstance(a, Jet):  # a constant, to the dtype of a jet
+        return getattr(a, method)(*args, **options)
     primal = getattr(a.primal, method)(*args, **options)
     if not (primal.is_floating_point() or primal.is_complex()):
         return primal
