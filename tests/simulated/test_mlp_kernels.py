@@ -1,14 +1,17 @@
 """The way of ode_nll and sample to the CUDA kernels, on a device whose tensors do not mix with the host's.
 
-The kernels are their own source, executed on the memory behind those tensors.
+The kernels are their own source, executed on the memory behind those tensors.  The network is recognised on
+the host, because tensors of the simulated device cannot record what is done to them, and then moved.
 """
+
+from dataclasses import replace
 
 import pytest
 import torch
 
 import fastlik
 from fastlik.likelihood import fused
-from fastlik.ops.mlp import packed_chain
+from fastlik.ops.mlp import packed_chain, recognise
 from fastlik.ops.mlp.packed_chain import PackedChain
 from tests.simulated.accelerator import NAME, module_to_device, to_device, waits
 
@@ -21,6 +24,19 @@ def model_of():
     net = fastlik.nn.MLP(3, width=20, depth=2, condition_dim=2, time_features=8)
     torch.nn.init.normal_(net.out.weight, std=0.1)
     return fastlik.wrap(net, fastlik.VP(), "noise", time="log_snr", time_scale=-1 / 8).eval()
+
+
+def moved(program):
+    """The program with its numbers on the device."""
+
+    def on_device(tensor):
+        return None if tensor is None else to_device(tensor)
+
+    return replace(
+        program,
+        ops=[replace(op, weight=on_device(op.weight)) for op in program.ops],
+        buffers=[replace(buffer, constant=on_device(buffer.constant)) for buffer in program.buffers],
+    )
 
 
 @pytest.fixture
@@ -38,6 +54,14 @@ def device_kernels(emulator, monkeypatch):
     def without_device(model, z, *rest):
         return "" if z.device.type == NAME else obstacle(model, z, *rest)
 
+    def recognised(f, dim, conditions, times, dtype, device):
+        host = model_of()
+        program = recognise(
+            lambda x, t, **given: host._evaluate(x, t, given), dim, conditions, times, dtype, X.device
+        )
+        return moved(program)
+
+    monkeypatch.setattr(fused, "recognise", recognised)
     monkeypatch.setattr(packed_chain, "address", address)
     monkeypatch.setattr(fused, "_obstacle", without_device)
     monkeypatch.setattr(fused, "_by_cuda", lambda z: z.device.type == NAME)
