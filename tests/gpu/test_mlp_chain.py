@@ -150,8 +150,7 @@ def test_sanitized(method, precision):
     packed = PackedChain(kernel.packed.chain, z.device, precision)
     kernel = replace(kernel, packed=packed)
     if method == "grid":
-        table = runge_kutta(kernel.ode, torch.linspace(*u, 9, dtype=torch.float64), RK4.a, RK4.b, RK4.c)
-        end = kernel.integrate_grid(z, table, TWO, rows)
+        end = kernel.integrate_grid(z, torch.linspace(*u, 9, dtype=torch.float64), RK4, TWO, rows)
     elif method == "adams":
         end, _ = kernel.integrate_adams(z, *u, TOLERANCE, TWO, rows, **STEPS)
     else:
