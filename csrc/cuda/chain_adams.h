@@ -80,17 +80,16 @@ class ChainAdams {
   // Where the row is evaluated next.
   FASTLIK_DEVICE_MEMBER void predict() {
     double times[kMostNodes], weights[kMostNodes];
-    for (int s = 0; s < kMostNodes; ++s) times[s] = s < r_.known(a_.order) ? m_.times[s * 32] : 0;
+    for (int s = 0; s < r_.known(a_.order); ++s) times[s] = m_.times[s * 32];
     adams_aim(r_, a_, times, weights, correct_);
-    for (int s = 0; s < kMostNodes; ++s) change_[s] = correct_[s] - weights[s];
+    for (int s = 0; s < r_.known(a_.order); ++s) change_[s] = correct_[s] - weights[s];
     for (int i = 0; i < entries(); ++i) m_.state[i * 32] = m_.y[i * 32] + combine(weights, i);
   }
 
   // Entry i of sum_s weights[s] slopes[s].
   FASTLIK_DEVICE_MEMBER float combine(const double* weights, int i) const {
     float sum = 0;
-    for (int s = 0; s < kMostNodes; ++s)
-      if (s < r_.known(a_.order)) sum += float(weights[s]) * m_.slopes[(s * entries() + i) * 32];
+    for (int s = 0; s < r_.known(a_.order); ++s) sum += float(weights[s]) * m_.slopes[(s * entries() + i) * 32];
     return sum;
   }
 
@@ -197,20 +196,14 @@ class ChainAdams {
 
   // Entry i of the corrector's difference from the predictor.
   FASTLIK_DEVICE_MEMBER float corrected(int i, int used) const {
-    float gap = combine(change_, i);
-    for (int s = 0; s < kMostNodes; ++s)
-      if (s == used) gap += float(correct_[s]) * m_.slope[i * 32];
-    return gap;
+    return combine(change_, i) + float(correct_[used]) * m_.slope[i * 32];
   }
 
   // The same difference for what the steps follow of the trace; NaN where anything is not finite.
   FASTLIK_DEVICE_MEMBER double integral_error(int used) const {
     if (!traced()) return 0;
-    double gap = 0;
-    for (int s = 0; s < kMostNodes; ++s) {
-      if (s < used) gap += change_[s] * m_.followed[s * 32];
-      if (s == used) gap += correct_[s] * smooth_;
-    }
+    double gap = correct_[used] * smooth_;
+    for (int s = 0; s < used; ++s) gap += change_[s] * m_.followed[s * 32];
     return a_.integral_share * std::fabs(gap) / a_.q_atol + finite_;
   }
 

@@ -7,8 +7,7 @@
 // memory by lane; weights come from global memory (they stay in the caches), each used for two groups.
 #pragma once
 
-#include "fastlik/mlp_chain.h"
-#include "warp.h"
+#include "chain_lines.h"
 
 namespace fastlik::cuda {
 
@@ -17,20 +16,7 @@ FASTLIK_SHARED_CODE FunctionDual other_function(int32_t function, float p, float
   return apply(function, p, x);
 }
 
-// Four numbers of a lane in each 16 x 8 tile: line g at features 2 q and 2 q + 1, then line g + 8.
-struct Tile8 {
-  float at[4];
-};
-
-// A lane's factors of a 16 x 16 tile of activations, and of an 8 x 16 tile of weights.
-template <int kPrecision>
-struct Factors {
-  uint4 high, low;
-};
-template <>
-struct Factors<kHalf> {
-  uint4 high;
-};
+// A lane's factors of an 8 x 16 tile of weights.
 template <int kPrecision>
 struct Weight {
   uint4 both;  // high halves, then low ones
@@ -40,20 +26,14 @@ struct Weight<kHalf> {
   uint2 both;
 };
 
-// What rounding two floats to halves has left of them.
-FASTLIK_DEVICE uint32_t rest(uint32_t rounded, float x, float y) {
-  const float2 pair = from_halves(rounded);
-  return to_halves(x - pair.x, y - pair.y);
-}
-
 template <int kPrecision>
 class ChainNetwork {
  public:
   FASTLIK_DEVICE_MEMBER ChainNetwork(const MlpChain& n, int groups, unsigned char* shared)
-      : n_(n), groups_(groups), lane_(thread() % 32), g_(lane_ / 4), q_(lane_ % 4), warp_(thread() / 32) {
-    outputs_ = reinterpret_cast<float4*>(shared);
-    points_ = reinterpret_cast<ChainPoint*>(outputs_ + groups * n.outputs / 8 * 32);
-    lines_ = reinterpret_cast<unsigned char*>(points_ + groups * kSamples);
+      : n_(n), groups_(groups), lane_(thread() % 32), g_(lane_ / 4), q_(lane_ % 4), warp_(thread() / 32),
+        outputs_(reinterpret_cast<float4*>(shared)),
+        points_(reinterpret_cast<ChainPoint*>(outputs_ + groups * n.outputs / 8 * 32)),
+        lines_(n.tiles, points_ + groups * kSamples) {
     const int64_t words = chain_shared_bytes(n, groups) / 4;  // padding must hold numbers
     for (int64_t i = thread(); i < words; i += threads()) reinterpret_cast<uint32_t*>(shared)[i] = 0;
     block_barrier();
@@ -69,7 +49,7 @@ class ChainNetwork {
   }
 
   FASTLIK_DEVICE_MEMBER void put(int tile, const float (&x)[4], const float (&v)[4]) {
-    if (owns()) store(warp_, tile, {{x[0], x[1], v[0], v[1]}}, {{x[2], x[3], v[2], v[3]}});
+    if (owns()) lines_.store(warp_, tile, {{x[0], x[1], v[0], v[1]}}, {{x[2], x[3], v[2], v[3]}});
   }
 
   FASTLIK_DEVICE_MEMBER void get(int tile, float (&x)[4], float (&v)[4]) const {
@@ -103,64 +83,6 @@ class ChainNetwork {
     return (group * int(n_.outputs / 8) + tile) * 32 + lane_;
   }
 
-  // Half precision: factors by group, tile and lane.
-  FASTLIK_DEVICE_MEMBER Factors<kPrecision>& factors(int group, int64_t tile) const {
-    return reinterpret_cast<Factors<kPrecision>*>(lines_)[(group * int(n_.tiles) + int(tile)) * 32 + lane_];
-  }
-
-  // Plain fp32: the lines, one after another.
-  FASTLIK_DEVICE_MEMBER float* line(int group, int line, int64_t tile) const {
-    return reinterpret_cast<float*>(lines_) + (group * 16 + line) * (n_.tiles * 16 + kLinePadding) + tile * 16;
-  }
-
-  // 16 features of a group, as two tiles of 8.
-  FASTLIK_DEVICE_MEMBER void store(int group, int64_t tile, const Tile8& left, const Tile8& right) {
-    const float *l = left.at, *r = right.at;
-    if constexpr (kPrecision == kFull) {
-      for (int i = 0; i < 2; ++i) {
-        float *value = line(group, g_, tile) + 2 * q_ + i, *tangent = line(group, g_ + 8, tile) + 2 * q_ + i;
-        value[0] = l[i];
-        value[8] = r[i];
-        tangent[0] = l[2 + i];
-        tangent[8] = r[2 + i];
-      }
-    } else {
-      Factors<kPrecision> f;
-      f.high = {to_halves(l[0], l[1]), to_halves(l[2], l[3]), to_halves(r[0], r[1]), to_halves(r[2], r[3])};
-      if constexpr (kPrecision == kSplit)
-        f.low = {rest(f.high.x, l[0], l[1]), rest(f.high.y, l[2], l[3]), rest(f.high.z, r[0], r[1]),
-                 rest(f.high.w, r[2], r[3])};
-      factors(group, tile) = f;
-    }
-  }
-
-  FASTLIK_DEVICE_MEMBER void load(int group, int64_t tile, Tile8& left, Tile8& right) const {
-    if constexpr (kPrecision == kFull) {
-      for (int i = 0; i < 2; ++i) {
-        const float *value = line(group, g_, tile) + 2 * q_ + i, *tangent = line(group, g_ + 8, tile) + 2 * q_ + i;
-        left.at[i] = value[0];
-        right.at[i] = value[8];
-        left.at[2 + i] = tangent[0];
-        right.at[2 + i] = tangent[8];
-      }
-    } else {
-      const Factors<kPrecision> f = factors(group, tile);
-      left = right = Tile8{};
-      add_halves(f.high, left, right);
-      if constexpr (kPrecision == kSplit) add_halves(f.low, left, right);
-    }
-  }
-
-  FASTLIK_DEVICE_MEMBER static void add_halves(const uint4& f, Tile8& left, Tile8& right) {
-    const float2 pairs[4] = {from_halves(f.x), from_halves(f.y), from_halves(f.z), from_halves(f.w)};
-    for (int i = 0; i < 2; ++i) {
-      left.at[2 * i] += pairs[i].x;
-      left.at[2 * i + 1] += pairs[i].y;
-      right.at[2 * i] += pairs[2 + i].x;
-      right.at[2 * i + 1] += pairs[2 + i].y;
-    }
-  }
-
   // Chunk `chunk` of an operation's result for two groups.
   FASTLIK_DEVICE_MEMBER void form(const ChainOp& op, int chunk, int first) {
     Tile8 tiles[kTogether][kChunk];
@@ -172,7 +94,7 @@ class ChainNetwork {
 #pragma unroll
         for (int n = 0; n < kChunk; n += 2) {
           tiles[m][n] = tiles[m][n + 1] = Tile8{};
-          if (inside(op, chunk, n)) load(first + m, op.a + chunk * 2 + n / 2, tiles[m][n], tiles[m][n + 1]);
+          if (inside(op, chunk, n)) lines_.load(first + m, op.a + chunk * 2 + n / 2, tiles[m][n], tiles[m][n + 1]);
         }
     }
 #pragma unroll
@@ -202,7 +124,7 @@ class ChainNetwork {
         if (k + 1 < steps) fetch(weights + (k + 1) * kChunk * 32, next);  // on their way while these are used
 #pragma unroll
         for (int m = 0; m < kTogether; ++m) {
-          const Factors<kPrecision> a = factors(first + m, op.a + k);
+          const Factors<kPrecision> a = lines_.factors(first + m, op.a + k);
 #pragma unroll
           for (int n = 0; n < kChunk; ++n) multiply(sums[m][n].at, a, now[n]);
         }
@@ -236,7 +158,7 @@ class ChainNetwork {
         w[n] = read_only(reinterpret_cast<const float2*>(weights + k * op.outputs + n * 8));
 #pragma unroll
       for (int m = 0; m < kTogether; ++m) {
-        const float value = line(first + m, g_, op.a)[k], tangent = line(first + m, g_ + 8, op.a)[k];
+        const float value = lines_.line(first + m, g_, op.a)[k], tangent = lines_.line(first + m, g_ + 8, op.a)[k];
 #pragma unroll
         for (int n = 0; n < kChunk; ++n) {
           sums[m][n].at[0] += value * w[n].x;
@@ -259,7 +181,7 @@ class ChainNetwork {
       if (!inside(op, chunk, n)) continue;
       if (op.b >= 0) {
         Tile8 left, right;
-        load(group, op.b + chunk * 2 + n / 2, left, right);
+        lines_.load(group, op.b + chunk * 2 + n / 2, left, right);
         for (int i = 0; i < 4; ++i) {
           tiles[n].at[i] += left.at[i];
           tiles[n + 1].at[i] += right.at[i];
@@ -282,7 +204,7 @@ class ChainNetwork {
           activate(tile, [&](float x) { return other_function(int32_t(op.function), float(op.parameter), x); });
         if (op.out < 0) outputs_[output_index(group, chunk * kChunk + side)] = as_float4(tile);
       }
-      if (op.out >= 0) store(group, op.out + chunk * 2 + n / 2, tiles[n], tiles[n + 1]);
+      if (op.out >= 0) lines_.store(group, op.out + chunk * 2 + n / 2, tiles[n], tiles[n + 1]);
     }
   }
 
@@ -335,20 +257,20 @@ class ChainNetwork {
     const float slope = float(quad_sum(product) / double(op.width) / variance);
     for (int k = 0; k < tiles; ++k) {
       Tile8 tile[2];
-      load(group, op.a + k, tile[0], tile[1]);
+      lines_.load(group, op.a + k, tile[0], tile[1]);
       each(op, k, tile, [&](float& x, float& v) {
         x -= mean;
         v = factor * (v - d_mean - slope * x);
         x *= factor;
       });
-      store(group, op.out + k, tile[0], tile[1]);
+      lines_.store(group, op.out + k, tile[0], tile[1]);
     }
   }
 
   template <class F>
   FASTLIK_DEVICE_MEMBER void visit(const ChainOp& op, int group, int k, F f) const {
     Tile8 tile[2];
-    load(group, op.a + k, tile[0], tile[1]);
+    lines_.load(group, op.a + k, tile[0], tile[1]);
     each(op, k, tile, f);
   }
 
@@ -364,7 +286,7 @@ class ChainNetwork {
   const int groups_, lane_, g_, q_, warp_;
   float4* outputs_;
   ChainPoint* points_;
-  unsigned char* lines_;
+  ChainLines<kPrecision> lines_;
 };
 
 }  // namespace fastlik::cuda

@@ -5,13 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#ifndef FASTLIK_MATH
-#ifdef __CUDACC__
-#define FASTLIK_MATH static __host__ __device__ inline
-#else
-#define FASTLIK_MATH static inline
-#endif
-#endif
+#include "fastlik/host_device.h"
 
 namespace fastlik {
 
@@ -43,7 +37,7 @@ FASTLIK_MATH Words probe_words(uint64_t seed, int64_t row, int64_t draw, int64_t
 
 // Coordinates c and c + 1 of one probe, c even.
 template <class T>
-FASTLIK_MATH void draw_pair(ProbeKind kind, uint64_t seed, int64_t row, int64_t draw, int64_t node,
+FASTLIK_CALLED void draw_pair(ProbeKind kind, uint64_t seed, int64_t row, int64_t draw, int64_t node,
                             int64_t c, T* out) {
   if (kind == kRademacher) {  // bit c mod 32 of word c div 32
     const Words words = probe_words(seed, row, draw, node, c / 128);

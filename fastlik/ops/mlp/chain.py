@@ -122,6 +122,7 @@ class _Links:
         self.program, self.ops = program, ops
         self.tiles: dict[int, int] = {}
         self.count = 0
+        self.spare = 0  # a chunk of a part that begins in the middle may end beyond the last tile
         self.times, self.rows = Table(), Table()
         self._tile(View(program.input, 0, program.dim))
 
@@ -136,7 +137,7 @@ class _Links:
                 links.append(link)
             else:
                 links[-1] = joined
-        return Chain(self.program, tuple(links), self.count, self.times, self.rows)
+        return Chain(self.program, tuple(links), self.count + self.spare, self.times, self.rows)
 
     def _link(self, op: Op) -> Link:
         a, b = op.a, op.b
@@ -173,6 +174,7 @@ class _Links:
         if view.buffer not in self.tiles:
             self.tiles[view.buffer] = self.count
             self.count += multiple(self.program.buffers[view.buffer].width, 32) // 16
+        self.spare = max(self.spare, int(view.offset > 0))
         return self.tiles[view.buffer] + view.offset // 16
 
     def _term(self, view: View, width: int) -> Term:

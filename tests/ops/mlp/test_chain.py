@@ -187,6 +187,21 @@ def test_architectures(emulator, case, name):
     check(program, 5, HEUN_TABLE, Divergence("probes", 1))
 
 
+def test_parts_of_lines(emulator):
+    torch.manual_seed(0)
+    sizes = ((3, 48), (48, 32), (16, 16), (32, 3), (48, 16))
+    first, second, third, last, late = (nn.Linear(*size).double() for size in sizes)
+
+    def network(x, t):
+        y = first(x)
+        left, right = second(y.tanh()).chunk(2, 1)
+        z = torch.cat((third(left.sin()) + right, late(y) * t[:, None] + y[:, 32:]), 1)
+        return last(torch.nn.functional.silu(z))
+
+    program = recognise(network, 3, {}, TIMES, torch.float64, torch.device("cpu"))
+    check(program, 5, HEUN_TABLE, Divergence("exact"))
+
+
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_residual_blocks_in_other_precisions(emulator, case, precision):
     _, program, _, _ = case("film", torch.float64)
