@@ -141,7 +141,7 @@ class Packed:
         *more: object,
     ) -> None:
         """Run a kernel.  over: what its evaluations lie on; sizes: (rows, slopes kept, ...)."""
-        kept, addresses = self._conditions(conditions)
+        kept, addresses = self.conditions(conditions)
         call_native(
             method,
             z,
