@@ -54,9 +54,7 @@ def check_batch(x: Tensor, name: str = "x", *, integers: bool = False) -> None:
     if not math.isfinite(x.detach().sum()):
         rows = (~x.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
         if rows:
-            raise ValueError(
-                f"{name} holds NaN or infinity in {describe_rows(rows)}; remove or repair them"
-            )
+            raise ValueError(f"{name} holds NaN or infinity in {describe_rows(rows)}; remove or repair them")
 
 
 def describe_rows(rows: Sequence[int], limit: int = 8) -> str:

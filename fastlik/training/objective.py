@@ -45,9 +45,7 @@ class Objective(nn.Module):
 
     def forward(self, x0: Tensor, draws: Draws, condition: dict[str, Tensor]) -> Tensor:
         """(1 + order,) sums over the rows of x_0 (B, *event): what is minimised, and each order's loss."""
-        errors = weighted_errors(
-            self.model, x0, draws, self.forms, self.backend, self.captured, **condition
-        )
+        errors = weighted_errors(self.model, x0, draws, self.forms, self.backend, self.captured, **condition)
         errors = [error for error in errors if error is not None]
         total = errors[0].sum()
         for weight, error in zip(self.weights, errors[1:], strict=False):

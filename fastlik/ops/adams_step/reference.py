@@ -104,9 +104,7 @@ def _integral_error(
     return control.integral_share * gap.abs() / control.q_atol + finite
 
 
-def _remember(
-    rows: History, accepted: Tensor, t: Tensor, slope: Tensor, integrand: Tensor | None
-) -> None:
+def _remember(rows: History, accepted: Tensor, t: Tensor, slope: Tensor, integrand: Tensor | None) -> None:
     # steps was raised for the accepted rows; the others write back what is there
     place = _numbers(rows), rows.steps % rows.order
     rows.times[place] = torch.where(accepted, t, rows.times[place])

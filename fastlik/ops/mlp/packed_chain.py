@@ -59,7 +59,7 @@ class PackedChain(Packed):
         if link.weight is not None:
             inputs, outputs = multiple(link.weight.shape[1], 16), multiple(link.width, 32)
             self._weights.append(self._laid_out(link.weight, inputs, outputs))
-            weight = self._weights[-1].data_ptr()
+            weight = address(self._weights[-1])
         function = FUNCTIONS.index(link.function) if link.function else -1
         terms = (link.shift.time, link.shift.row, link.factor.time, link.factor.row)
         (parameter,) = struct.unpack("<q", struct.pack("<d", link.parameter))
