@@ -208,6 +208,7 @@ def _single(time: float, device: torch.device) -> GridTable:
     whole = torch.zeros(1, dtype=torch.int64, device=device)
     return GridTable(
         u=number(0, 1),
+        end=number(1, 1),
         ode=ode,
         stage=number(0, 1, 1),
         update=number(1, 1, 1),
