@@ -268,13 +268,17 @@ def fuse(
     known = _CACHE.get(model)
     if known is not None and not known.holds(model):
         known = None
-    if known is None or key not in known.packed:
+    new = known is None or key not in known.packed
+    if new:
         found = _pack(model, z, widths, _times(model, clock, u), precision)
         if isinstance(found, str):
             return found  # not kept: that would keep a copy of the weights
         if known is None:
             known = _CACHE[model] = _Known.of(model)
         known.packed[key] = found
+    if new and _by_cuda(z) and not _agrees(model, known, key, clock, z, u, condition):
+        del known.packed[key]
+        return f"on {z.device} the kernel does not give the network's values"  # drivers and compilers err too
     if not known.is_complete(model) and not _agrees(model, known, key, clock, z, u, condition):
         found = _pack(model, z, widths, _times(model, clock, u), precision)
         if isinstance(found, str):

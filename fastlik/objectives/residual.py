@@ -70,8 +70,8 @@ class NoiseResidual:
         of_x0, of_noise = target_coefficients(model, t)
         gain = coefficients("noise", model.predicts, schedule, t, model.sigma_data).of_output
         sigma = schedule.sigma(t)
+        self.model, self.t, self.condition = model, t, condition
         self._predict = model if captured is None else captured
-        self.t, self.condition = t, condition
         self.sigma = per_row(sigma, x0)
         self.x = per_row(schedule.alpha(t), x0) * x0 + self.sigma * noise
         self._target = per_row(of_x0, x0) * x0 + per_row(of_noise, x0) * noise

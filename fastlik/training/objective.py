@@ -40,7 +40,7 @@ class Objective(nn.Module):
         """
         if self.forms.second:
             t = torch.full((len(x0),), self.model.schedule.t_prior, dtype=torch.float64, device=x0.device)
-            self.captured = capture(self.model, x0, t, **condition)
+            self.captured, self.backend = capture(self.model, x0, t, **condition), "auto"
         self.compile()
 
     def forward(self, x0: Tensor, draws: Draws, condition: dict[str, Tensor]) -> Tensor:

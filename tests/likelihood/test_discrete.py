@@ -99,13 +99,13 @@ def test_dequantisation_draws_share_no_probe(monkeypatch):
     covariance = (axes * torch.linspace(0.1, 0.4, 20).double() ** 2) @ axes.T
     data = GaussianMixture([1.0], torch.zeros(1, 20), covariance[None])
     model, levels = data.model(fastlik.VP()), Quantisation(17).nearest(data.sample(3, 1).clamp(-1, 1))
-    drawn, seen = fastlik.likelihood.flow.probe, []
+    drawn, seen = fastlik.derivatives.probes.probe, []
 
     def probe(kind, seed, rows, draw, node, like):
         seen.append(draw)
         return drawn(kind, seed, rows, draw, node, like)
 
-    monkeypatch.setattr(fastlik.likelihood.flow, "probe", probe)
+    monkeypatch.setattr(fastlik.derivatives.probes, "probe", probe)
     options = dict(dequantize="uniform", bins=17, divergence="hutchinson", target_stderr=0.3)
     fastlik.ode_nll(model, levels, **options)
     first = set(seen)

@@ -33,11 +33,10 @@ def test_group_norm_and_silu(channels, groups, layout, kind):
     check(operation, x, first, second, scale, shift)
 
 
-@pytest.mark.parametrize("centred", [True, False])
-@pytest.mark.parametrize("kind", ["none", "along", "sum"])
+@pytest.mark.parametrize(("kind", "centred"), [("none", False), ("along", True), ("sum", True)])
 @pytest.mark.parametrize("layout", [torch.Tensor.contiguous, channels_last])
 def test_groups_that_are_read_twice(layout, kind, centred):
-    shape = (2, 6, 90, 70)
+    shape = (2, 6, 90, 33)
     x, first = layout(normal(*shape)) + 3, normal(2, *shape, seed=1)
     second = {"none": None, "along": normal(2, *shape, seed=2), "sum": normal(1, *shape, seed=2)}[kind]
 
