@@ -165,10 +165,17 @@ class Fused:
             return Divergence("closed form" if self.has_closed_form else "exact")
         return Divergence("probes", trace.probes, trace.kind, trace.seed, trace.first_draw, trace.fresh)
 
-    def tabulate(self, u0: float, u1: float) -> None:
-        """The shifts that CUDA kernels read, beforehand; ValueError where they are not smooth."""
-        if isinstance(self.packed, PackedChain) and u0 != u1:
-            self.packed.table(self._clock_table(u0, u1))
+    def why_no_steps(self, u0: float, u1: float) -> str:
+        """What stands against adaptive steps, which read schedule and time features from tables of the clock;
+        "" where nothing does.  The tables are kept."""
+        try:
+            if u0 != u1:
+                table = self._clock_table(u0, u1)
+                if isinstance(self.packed, PackedChain):
+                    self.packed.table(table)
+        except ValueError as error:
+            return str(error)
+        return ""
 
     def _clock_table(self, u0: float, u1: float) -> ClockTable:
         def make() -> ClockTable:
@@ -285,12 +292,7 @@ def fuse(
             del known.packed[key]
             return found
         known.packed[key] = found
-    fused = Fused(model, clock, known.packed[key], condition)
-    try:
-        fused.tabulate(*u)
-    except ValueError as error:
-        return str(error)
-    return fused
+    return Fused(model, clock, known.packed[key], condition)
 
 
 def _obstacle(model: ScoreModel, z: Tensor, condition: dict[str, Any], precision: str) -> str:

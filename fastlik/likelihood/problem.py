@@ -48,6 +48,11 @@ class Problem:
         return ADAMS_CLOCK if self.method == "adams" else CLOCK
 
     @property
+    def is_adaptive(self) -> bool:
+        """Whether each row has steps of its own."""
+        return self.method == "adams" or TABLEAUS[self.method].adaptive
+
+    @property
     def ends(self) -> Ends:
         return _ends(self.model.schedule, self.clock, self.t_data, self.t_prior)
 

@@ -81,6 +81,8 @@ def _kernel(problem: Problem, z: Tensor, u: tuple[float, float], condition: dict
         found = "PyTorch's operations, or a mode of derivatives, were asked for"
     else:
         found = fuse(problem.model, problem.clock, z, u, condition, problem.precision)
+        if isinstance(found, Fused) and problem.is_adaptive:
+            found = found.why_no_steps(*u) or found
     return _kernel_or_none(problem, found)
 
 

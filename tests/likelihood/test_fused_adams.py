@@ -238,6 +238,34 @@ def test_the_closed_form_is_taken_where_there_is_one():
     assert discrete.protocol["divergence"] == "exact"
 
 
+@pytest.mark.parametrize("predicts", ["x0", "velocity", "edm"])
+def test_likelihoods_of_every_schedule(schedule, predicts, monkeypatch):
+    """By kernels or, where the schedule's coefficients are too steep for their tables, without."""
+    torch.manual_seed(0)
+    net = fastlik.nn.MLP(2, width=16, depth=2).double()
+    nn.init.normal_(net.out.weight, std=0.1)
+    model = fastlik.wrap(net, schedule, predicts, time="log_snr", time_scale=-1 / 8)
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    margin = 1e-2 * (schedule.t_max - schedule.t_min)
+    options = {"t_min": schedule.t_min + margin, "t_max": schedule.t_max - margin, "tolerance": 1e-2}
+    fast = fastlik.ode_nll(model, x, **options)
+    monkeypatch.setattr(solve, "fuse", lambda *arguments: "not now")
+    slow = fastlik.ode_nll(model, x, **options)
+    assert torch.equal(fast.status, slow.status) and torch.equal(fast.nfe, slow.nfe)
+    torch.testing.assert_close(fast.nats, slow.nats, rtol=0, atol=1e-6, equal_nan=True)
+
+
+def test_tables_that_do_not_fit_are_no_error(caplog):
+    """A velocity of VP's own clock is steep at both ends."""
+    torch.manual_seed(0)
+    net = fastlik.nn.MLP(2, width=16, depth=2)
+    model = fastlik.wrap(net, fastlik.VP(), "velocity")
+    with caplog.at_level("DEBUG", logger="fastlik"):
+        for method in ("adams", "rk45"):
+            assert fastlik.ode_nll(model, torch.randn(3, 2), method=method).converged.all()
+    assert "not smooth functions of the solver's clock" in caplog.text
+
+
 def test_gradients_and_targets_take_the_general_path(monkeypatch):
     model = model_of()
     x, _, _ = problem(model, 3)
