@@ -7,6 +7,7 @@ batch and takes its rows of them, so that the run is that of one process up to r
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from typing import Any
 
@@ -73,6 +74,9 @@ class Group:
 
 
 def _leave() -> None:
+    """At the end of the process.  Wrapped modules in reference cycles hold the group, whose threads then
+    outlive the interpreter: now and then that aborted a process that had done its work."""
+    gc.collect()
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
