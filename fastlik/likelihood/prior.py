@@ -85,8 +85,8 @@ def latent_moments(model: ScoreModel, t: float, size: int) -> tuple[Tensor, Tens
 def _vector(value: Tensor, size: int, name: str) -> Tensor:
     if value.numel() not in (1, size):
         raise ValueError(
-            f"the {name} in moments has {value.numel()} numbers, but x has events of {size}: pass x shaped like "
-            f"the model's data, or moments of 1 or {size} numbers or a ({size}, {size}) covariance"
+            f"the {name} in moments has {value.numel()} numbers, but x has events of {size}: pass x shaped "
+            f"like the model's data, or moments of 1 or {size} numbers or a ({size}, {size}) covariance"
         )
     return value.reshape(-1).expand(size)
 
