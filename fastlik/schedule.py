@@ -59,7 +59,7 @@ class Schedule(ABC):
         return {}
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in vars(self).items() if name != "_known"}
+        return {name: value for name, value in vars(self).items() if name not in ("_known", "_tables")}
 
     @property
     def t_data(self) -> float:
@@ -377,8 +377,10 @@ class DiscreteVP(Schedule):
         """The log-SNRs, kept where they are used: copying them makes the host wait."""
         key = like.device, like.dtype
         if key not in self._tables:
-            log_snr = torch.logit(torch.tensor(self.alphas_cumprod, dtype=torch.float64))
-            self._tables[key] = log_snr.to(like)
+            table = torch.logit(torch.tensor(self.alphas_cumprod, dtype=torch.float64)).to(like)
+            if torch.compiler.is_compiling():
+                return table  # what is traced holds no numbers
+            self._tables[key] = table
         return self._tables[key]
 
     def _log_snr_and_slope(self, t: Tensor | float) -> tuple[Tensor, Tensor]:

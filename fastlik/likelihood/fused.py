@@ -364,7 +364,7 @@ def _agrees(
         expected = model._evaluate(x, ends.time.to(z), given)
     if not bool(expected.isfinite().all()):
         return True  # a row that has no likelihood either way
-    actual, _, _ = known.packed[key].evaluate(x, ends.time, given)
+    actual, _, _ = packed.evaluate(x, ends.time, given)
     scale = expected.abs().max().clamp(min=1e-6)
     half = isinstance(packed, PackedChain) and packed.precision == "fp16"
     allowed = _HALF_ROUNDING if half else _ROUNDING * torch.finfo(z.dtype).eps

@@ -107,8 +107,8 @@ def ode_nll(
             integrated on a GPU (see backend): faster, to about 2e-3 nats per dimension.
         backend: "auto" and "native" integrate an MLP in one native call (unless nodes are needed for
             ``target_stderr`` or gradients, or a ``mode`` is named), on a GPU a float32 one of up to 512
-            units a layer, and take native Runge-Kutta steps;
-            "torch" takes PyTorch's operations, and derivatives by plain autograd instead of jets.
+            units a layer, and take native steps; "torch" takes PyTorch's operations, and derivatives by
+            plain autograd instead of jets.
         progress: show a progress bar over rows.
 
     Where x requires gradients (``x.requires_grad_()``) and grad mode is on, ``nats`` of the "adams" method

@@ -147,6 +147,8 @@ def choose(op: str, backend: str, tensor: Tensor, *others: Tensor) -> str:
         name, backend = "FASTLIK_BACKEND", os.environ.get("FASTLIK_BACKEND", "auto")
     if backend not in BACKENDS:
         check_choice(name, backend, BACKENDS)
+    if name == "FASTLIK_BACKEND" and backend not in ("auto", "torch") and not _exists(op, backend):
+        backend = "auto"  # the variable is for all operations, and this one has no such implementation
     wanted = _fastest(op, tensor) if backend == "auto" else backend
     if wanted == "torch":
         return "torch"

@@ -139,6 +139,19 @@ def test_jumps_are_seen():
     assert (ours.status == Status.DISCONTINUOUS).any()
 
 
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_slopes_of_another_precision_are_converted(backend):
+    """Networks may return one: its bytes are no numbers of the state's."""
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        rows = history(20, (4,), 4, torch.float32)
+        attempt = predict(rows, backend)
+        slope, integrand, sensitivity = found(rows, attempt)
+        correct(rows, attempt, slope.to(dtype), integrand, sensitivity.to(dtype), CONTROL, backend)
+        results.append(rows)
+    assert_equal(*results, 0.0)
+
+
 def test_an_empty_batch():
     rows = history(0, (3,), 4, torch.float32)
     for backend in ("native", "torch"):

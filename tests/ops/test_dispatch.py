@@ -74,6 +74,15 @@ def test_an_explicit_backend_that_is_missing_raises(unbuilt):
     assert torch.equal(call("torch"), torch.full((2, 3), 2.0))
 
 
+def test_the_environment_is_for_operations_that_have_the_implementation(monkeypatch):
+    """Steps have none in Triton: a likelihood whose layers are Triton's is not refused for that."""
+    expected = choose("rk_step", "auto", X)
+    monkeypatch.setenv("FASTLIK_BACKEND", "triton")
+    assert choose("rk_step", "auto", X) == choose("adams_step", "auto", X) == expected
+    with pytest.raises(RuntimeError, match="'triton' is not available"):
+        choose("rk_step", "triton", X)
+
+
 def test_the_environment_stands_in_for_auto(monkeypatch, unbuilt):
     monkeypatch.setenv("FASTLIK_BACKEND", "torch")
     with warnings.catch_warnings():

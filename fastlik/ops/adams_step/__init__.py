@@ -43,11 +43,14 @@ def correct(
     UNDERFLOW, or NON_FINITE if its error is not finite.
 
     Args:
-        slope: at the attempt, like y.
-        integrand: (B, C) float64 or None; steps follow the last column, all must be finite.
-        sensitivity: like y, derivative of the answer by the state, or None.
+        slope: at the attempt, shaped like y; converted to its dtype, as networks may have their own.
+        integrand: (B, C) or None; steps follow the last column, all must be finite.
+        sensitivity: shaped like y, derivative of the answer by the state, or None.
         backend: "auto", "native" or "torch".
     """
+    slope = slope.to(rows.y.dtype)
+    integrand = None if integrand is None else integrand.double()
+    sensitivity = None if sensitivity is None else sensitivity.to(rows.y.dtype)
     _run(rows, backend).correct(rows, attempt, slope, integrand, sensitivity, control)
 
 

@@ -147,3 +147,16 @@ def test_compiling_what_was_not_captured_says_so(net):
     x = torch.zeros(2, 4)
     with pytest.raises(Exception, match="capture the module for these inputs"):
         compiled(lambda x: fastlik.jvp(lambda x: graph(x, x[:, 0]), x, x), "eager")(x)
+
+
+def test_a_captured_schedule_keeps_no_traced_table():
+    """DDPM tables are kept by device; what export traces in their place holds no numbers."""
+    table = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 50, dtype=torch.float64), 0)
+    net = fastlik.nn.MLP(3, width=8, depth=2)
+    model = fastlik.wrap(net, fastlik.DiscreteVP(table), "noise", time="log_snr")
+    x, t = torch.randn(3, 3), torch.full((3,), 5.0, dtype=torch.float64)
+    graph = capture(model, x, t)
+    expected = model(x, t)
+    assert type(expected) is torch.Tensor and expected.isfinite().all()
+    value, _ = fastlik.jvp(lambda x: graph(x, t), x, x)
+    torch.testing.assert_close(value, expected)
