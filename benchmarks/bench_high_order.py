@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 from functools import cache
 
 import pytest
@@ -22,7 +21,7 @@ from fastlik.training.network import score_model
 from fastlik.training.objective import Objective
 
 from .cost import flops
-from .measure import environment
+from .measure import environment, now
 from .memory import peak_bytes
 from .methods import FASTLIK
 from .peers.reverse_hdsm import ReverseOverReverse
@@ -114,9 +113,9 @@ def bench_step(benchmark, name, order, third):
 
     def run_others() -> None:
         for other, times in others.items():
-            start = time.process_time()
+            start = now()
             runs[other]()
-            times.append(time.process_time() - start)
+            times.append(now() - start)
 
     benchmark.pedantic(step, setup=run_others, rounds=ROUNDS)
     benchmark.extra_info |= {

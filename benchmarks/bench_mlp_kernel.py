@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from dataclasses import replace
 from functools import cache
 
@@ -14,7 +13,7 @@ from torch import nn
 import fastlik
 from benchmarks import workloads
 from benchmarks.cost import flops
-from benchmarks.measure import TARGET, environment, errors, loosest
+from benchmarks.measure import TARGET, environment, errors, loosest, now
 from benchmarks.methods import COMPILED, FASTLIK, TORCHDIFFEQ
 from fastlik.ops.mlp import Divergence, Ode, Packed, jet, recognise, reference
 from fastlik.ops.mlp.grid import runge_kutta
@@ -65,9 +64,9 @@ def bench_throughput(benchmark, size):
     products: list[float] = []
 
     def product() -> None:
-        start = time.process_time()
+        start = now()
         torch.mm(a, a)
-        products.append(time.process_time() - start)
+        products.append(now() - start)
 
     benchmark.pedantic(run, setup=product, rounds=4 * ROUNDS, warmup_rounds=2)
     with torch.no_grad():
@@ -104,9 +103,9 @@ def bench_derivatives_along_directions(benchmark, directions, order):
         return fastlik.jet(lambda x: net(x, time_), x, v, order)
 
     def run_jets() -> None:
-        start = time.process_time()
+        start = now()
         by_jets()
-        jets.append(time.process_time() - start)
+        jets.append(now() - start)
 
     with torch.no_grad():
         pairs = zip(jet(program, x, time_, v, order), by_jets(), strict=True)
@@ -132,9 +131,9 @@ def bench_likelihood(benchmark, rows, method, setting):
     before: list[float] = []
 
     def run_ours() -> None:
-        start = time.process_time()
+        start = now()
         ours(FASTLIK.practice)
-        before.append(time.process_time() - start)
+        before.append(now() - start)
 
     benchmark.pedantic(run, (value,), setup=run_ours, rounds=ROUNDS if rows < 8192 else 2)
     error = errors(method, small, value)

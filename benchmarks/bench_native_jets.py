@@ -9,13 +9,13 @@ The bytes are those that have to be moved: value and tangents, read and written 
 from __future__ import annotations
 
 import statistics
-import time
 
 import pytest
 import torch
 from torch.func import jvp, vmap
 from torch.nn import functional as F
 
+from benchmarks.measure import now
 from fastlik.ops.activation import activation
 from fastlik.ops.normalisation import normalise
 
@@ -68,9 +68,9 @@ def bench_jet(benchmark, layer, order, tangents):
 
     def run_others() -> None:
         for name, run in runs.items():
-            start = time.process_time()
+            start = now()
             run()
-            times[name].append(time.process_time() - start)
+            times[name].append(now() - start)
 
     with torch.no_grad():
         benchmark.pedantic(lambda: ours(x, v, "native"), setup=run_others, rounds=ROUNDS, warmup_rounds=3)

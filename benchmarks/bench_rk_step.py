@@ -6,11 +6,11 @@ The bytes are those that have to be moved: every tensor that takes part, read or
 from __future__ import annotations
 
 import statistics
-import time
 
 import pytest
 import torch
 
+from benchmarks.measure import now
 from fastlik.ops.rk_step import Controller, advance, combine
 from fastlik.solvers.tableau import RK45
 
@@ -100,9 +100,9 @@ def _measure(benchmark, run, tensors, shape, backend, op, passes):
     copies: list[float] = []
 
     def copy_and_restore() -> None:
-        begin = time.process_time()
+        begin = now()
         target.copy_(source)
-        copies.append(time.process_time() - begin)
+        copies.append(now() - begin)
         restore()
 
     benchmark.pedantic(run, setup=copy_and_restore, rounds=ROUNDS, warmup_rounds=3)
