@@ -1,6 +1,6 @@
 """fastlik: train score, diffusion and flow models for likelihood, and evaluate their likelihood."""
 
-from . import data, nn, testing
+from . import data, nn, testing, zoo
 from .derivatives.divergence import divergence
 from .derivatives.taylor import jet, jvp
 from .likelihood.ode import ode_nll
@@ -43,4 +43,5 @@ __all__ = [
     "testing",
     "train",
     "wrap",
+    "zoo",
 ]

@@ -23,8 +23,8 @@ echo "Installing fastlik[$extras] in .venv; the first time downloads PyTorch ...
 case ",$extras," in
 *,test,* | *,bench,*)
     # torchode, a peer in the benchmarks, asks for a typeguard that the others cannot live with;
-    # it runs with this one
-    "$python" -m pip install --quiet --no-deps torchode torchtyping==0.1.5 'typeguard>=4'
+    # it runs with this one; azula asks for torchvision, and runs without
+    "$python" -m pip install --quiet --no-deps torchode torchtyping==0.1.5 'typeguard>=4' azula
     ;;
 esac
 echo "$wanted" >"$stamp"
