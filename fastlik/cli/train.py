@@ -11,7 +11,8 @@ import typer
 from torch import nn
 
 import fastlik
-from fastlik.nn import build
+from fastlik.checks import check_choice
+from fastlik.nn import MLP, DiT, UNet
 from fastlik.schedule import named
 from fastlik.training.checkpoint import CONFIG, write_text
 from fastlik.training.folder import RunFolder
@@ -32,7 +33,8 @@ TimeSampling = Literal["importance", "uniform"]
 _HIDDEN = ("data", "condition", "out")
 # what belongs to one call and not to the run
 _PASSING = ("resume", "device", "progress")
-_NETWORKS = {1: ("MLP", "dim"), 3: ("UNet", "channels")}
+# by the number of an event's dimensions; the first is the default
+_NETWORKS = {1: {"mlp": MLP}, 3: {"unet": UNet, "dit": DiT}}
 
 
 def _default(name: str) -> str:
@@ -81,7 +83,8 @@ def train(
 
     The same command again resumes an interrupted run; more --steps continue a finished one.  Values come
     from options and --set, then --config, then the defaults of fastlik.train.  The tables "model" (of
-    fastlik.nn) and "schedule" hold the arguments of the network and of the noise schedule.
+    fastlik.nn; for images its name is "unet" or "dit") and "schedule" hold the arguments of the network and
+    of the noise schedule.
 
     \b
     Examples:
@@ -159,10 +162,11 @@ def _built(effective: Table, event: tuple[int, ...]) -> Table:
 
 
 def _network(table: Table, event: tuple[int, ...], seed: int) -> nn.Module:
-    """The default kind of network for such events, of other sizes."""
+    """The kind of network that the table names, or the default for such events, of its sizes."""
     if len(event) not in _NETWORKS:
         raise ValueError(f"there is no network for events of shape {event}: data are (N, d) or (N, C, H, W)")
-    name, size = _NETWORKS[len(event)]
-    sizes = arguments(getattr(fastlik.nn, name), table)
+    kinds, sizes = _NETWORKS[len(event)], dict(table)
+    name = sizes.pop("name", next(iter(kinds)))
+    check_choice("model.name", name, kinds)
     torch.manual_seed(seed)
-    return build({"name": name, size: event[0], **sizes})
+    return kinds[name](event[0], **arguments(kinds[name], sizes))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 from ..checks import check_choice
+from .dit import DiT
 from .embedding import TimeEmbedding
 from .mlp import MLP
 from .unet import UNet
 
-__all__ = ["MLP", "TimeEmbedding", "UNet", "build", "describe"]
+__all__ = ["MLP", "DiT", "TimeEmbedding", "UNet", "build", "describe"]
 
-_NETWORKS = {"MLP": MLP, "UNet": UNet}
+_NETWORKS = {"MLP": MLP, "UNet": UNet, "DiT": DiT}
 
 
 def describe(net: nn.Module) -> dict | None:

@@ -85,6 +85,25 @@ def test_options_come_before_the_file_and_the_file_before_the_defaults(cli, smal
     assert json.loads(result.stdout)["config"]["ema"] == 0.25
 
 
+def test_the_model_s_table_names_its_kind(cli, tmp_path):
+    table = (
+        "--set",
+        "model.name=dit",
+        "--set",
+        "model.width=8",
+        "--set",
+        "model.depth=1",
+        "--set",
+        "steps=1",
+    )
+    result = cli("train", "digits", *table, "--out", tmp_path / "run", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    network = json.loads((tmp_path / "run" / "config.json").read_text())["model"]["network"]
+    assert (network["name"], network["width"]) == ("DiT", 8)
+    wrong = cli("train", "ring", "--set", "model.name=dit", "--out", tmp_path / "other")
+    assert wrong.exit_code != 0 and "the valid values are 'mlp'" in wrong.stderr
+
+
 def test_the_record_of_a_run_makes_the_same_run(cli, ring_run, tmp_path):
     record = read_toml(ring_run / "train.toml")
     assert (record["data"], record["steps"], record["model"]) == ("ring", 20, {"width": 8, "depth": 1})

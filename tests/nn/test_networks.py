@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fastlik.nn import MLP, UNet, build, describe
+from fastlik.nn import MLP, DiT, UNet, build, describe
 
 NETWORKS = {
     "mlp": (lambda: MLP(3, width=16, depth=2), (3,), {}),
@@ -14,7 +15,16 @@ NETWORKS = {
     "unet": (lambda: UNet(2, width=8, groups=4), (2, 6, 4), {}),
     "unet-label": (lambda: UNet(1, width=8, multipliers=(1, 1, 2), classes=5), (1, 8, 4), {"label": ()}),
     "unet-flat": (lambda: UNet(1, width=8, multipliers=(1,), attention=False), (1, 5, 3), {}),
+    "dit": (lambda: DiT(2, width=16, depth=2, heads=2), (2, 6, 4), {}),
+    "dit-label": (lambda: DiT(1, patch=3, width=8, depth=1, heads=1, classes=5), (1, 3, 6), {"label": ()}),
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def differentiable_attention():
+    """The only one of PyTorch's attentions that torch.func.jvp can pass; fastlik's jets pass all."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def _randomise(net):
@@ -138,6 +148,14 @@ def test_bad_inputs_say_what_is_wrong():
         UNet(1)(torch.zeros(2, 3, 8, 8), torch.zeros(2))
     with pytest.raises(ValueError, match="3 classes: pass label="):
         UNet(1, classes=3)(torch.zeros(2, 1, 8, 8), torch.zeros(2))
+    with pytest.raises(ValueError, match=r"multiples of 2, got \(7, 8\)"):
+        DiT(1)(torch.zeros(2, 1, 7, 8), torch.zeros(2))
+    with pytest.raises(ValueError, match=r"shape \(B, 1, H, W\)"):
+        DiT(1)(torch.zeros(2, 3, 8, 8), torch.zeros(2))
+    with pytest.raises(ValueError, match="it takes no label"):
+        DiT(1)(torch.zeros(2, 1, 8, 8), torch.zeros(2), label=torch.zeros(2).long())
+    with pytest.raises(ValueError, match="multiple of 4 and of heads"):
+        DiT(1, width=24, heads=5)
     with pytest.raises(ValueError, match="it takes no label"):
         UNet(1)(torch.zeros(2, 1, 8, 8), torch.zeros(2), label=torch.zeros(2).long())
 

@@ -42,6 +42,11 @@ def labelled_unet():
     return net, image(2, 2, 8, 8), {"time": times(2), "label": torch.tensor([2, 0])}
 
 
+def own_dit():
+    net = randomised(fastlik.nn.DiT(2, width=8, depth=2, heads=2, classes=3, dropout=0.2))
+    return net, image(2, 2, 4, 6), {"time": times(2), "label": torch.tensor([2, 0])}
+
+
 def mlp(activation):
     net = randomised(fastlik.nn.MLP(5, width=16, depth=2, activation=activation, condition_dim=3))
     return net, image(3, 5), {"time": times(3), "condition": image(3, 3, seed=4)}
@@ -126,6 +131,7 @@ NETWORKS = {
     **{f"mlp {name}": functools.partial(mlp, name) for name in ("silu", "gelu", "tanh", "softplus")},
     "NCSN++": ncsnpp,
     "guided diffusion": guided_diffusion,
+    "DiT with labels": own_dit,
     "dit, fused attention": functools.partial(dit, FusedAttention),
     "dit, written attention": functools.partial(dit, WrittenAttention),
     "dit, nn.MultiheadAttention": functools.partial(dit, ModuleAttention),
@@ -157,6 +163,7 @@ def test_module(name):
     [
         "mlp silu",
         "unet with labels",
+        "DiT with labels",
         "dit, nn.MultiheadAttention",
         *[n for n in NETWORKS if "diffusers" in n],
     ],
