@@ -9,6 +9,7 @@
 #include "isa.h"
 #include "jet_bindings.h"
 #include "mlp_gradient_bindings.h"
+#include "quadrature_bindings.h"
 #include "reader.h"
 #ifdef FASTLIK_CUDA
 #include "mlp_chain_bindings.h"
@@ -138,6 +139,7 @@ PYBIND11_MODULE(_native, m) {
   define_mlp_gradient(m);
   define_jet(m);
   define_adams_step(m);
+  define_quadrature(m);
   m.def("same_bytes", &same_bytes);
   m.def("rk_combine", &rk_combine);
   m.def("rk_advance", &rk_advance);

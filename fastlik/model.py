@@ -112,9 +112,23 @@ class ScoreModel(nn.Module):
 
     def angular_velocity(self, z: Tensor, angle: Tensor, **condition: object) -> Tensor:
         """dz/dphi at z (B, *event) and angle phi (B,) float64: the ODE that everything integrates."""
+        return self.field(angle, z, condition)(z)
+
+    def field(self, angle: Tensor, like: Tensor, condition: dict) -> Callable[[Tensor], Tensor]:
+        """z -> dz/dphi at angles phi (B,), for states like ``like`` (B, *event).
+
+        What depends on the angles alone is formed here, once, and not where z's derivatives are taken.
+        """
         t = self.schedule.t_at_angle(angle)
-        x = per_row(self.schedule.scale(t), z) * z
-        return self._quantity("v", x, t, condition)
+        scale = per_row(self.schedule.scale(t), like)
+        affine = coefficients("v", self.predicts, self.schedule, t, self.sigma_data)
+        of_x, of_output = (per_row(each, like) for each in affine)
+
+        def velocity(z: Tensor) -> Tensor:
+            x = scale * z
+            return of_x * x + of_output * self(x, t, **condition)
+
+        return velocity
 
     def forward(self, x: Tensor, t: Tensor | float, **condition: object) -> Tensor:
         """The network's own prediction at time t, in the network's own parameterisation."""

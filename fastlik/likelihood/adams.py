@@ -145,7 +145,7 @@ def _adams(
     if trace is None:
         nothing = torch.zeros_like(end.defect)
         return Solution(end, nothing, nothing.clone(), _error(end, nothing))
-    integral = TraceIntegral(nodes, exact=trace.exact, fresh=trace.fresh)
+    integral = TraceIntegral(nodes, exact=trace.exact, fresh=trace.fresh, backend=problem.backend)
     if problem.target_stderr is not None:
         add_probes(flow, nodes, integral, problem.target_stderr, end)
     path = Path(nodes.t, nodes.count, order) if differentiable else None

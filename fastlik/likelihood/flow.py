@@ -72,7 +72,7 @@ class LikelihoodFlow:
 
     def __call__(self, u: Tensor, z: Tensor, node: Tensor) -> tuple[Tensor | None, ...]:
         angle, rate = self.clock.angle(u), self.clock.rate(u)
-        field, trace = self._field(angle), self.trace
+        field, trace = self._field(angle, z), self.trace
         if trace is None:
             return per_row(rate, z) * field(z), None
         if trace.exact:
@@ -94,7 +94,7 @@ class LikelihoodFlow:
         """Integrands (B, n) by the probes numbered ``draws`` and the variance (B,) of their mean, or exact
         ones (B, 1) and zeros for None."""
         angle, rate = self.clock.angle(u), self.clock.rate(u)
-        field, trace = self._field(angle), self.trace
+        field, trace = self._field(angle, z), self.trace
         if draws is None:
             _, value = exact_trace(field, z, trace.mode, trace.backend)
             return (rate * value)[:, None], torch.zeros_like(rate)
@@ -103,8 +103,8 @@ class LikelihoodFlow:
         parts = rate[:, None] * parts
         return parts.sum(2).T, probe_noise(parts, trace.kind)[0]
 
-    def _field(self, angle: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda z: self.model.angular_velocity(z, angle, **self.condition)
+    def _field(self, angle: Tensor, z: Tensor) -> Callable[[Tensor], Tensor]:
+        return self.model.field(angle, z, self.condition)
 
     def sensitivity(self, u: Tensor, z: Tensor, slope: Tensor) -> Tensor:
         """grad_z log p, by the model's own score: -eps_hat / sin(phi) = -z - v / tan(phi)."""

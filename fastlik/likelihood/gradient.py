@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..ops.adams_step.lagrange import lagrange_weights
-from ..solvers.quadrature import node_weights
+from ..ops.quadrature import node_weights
+from ..ops.quadrature.lagrange import lagrange_weights
 from .flow import LikelihoodFlow
 
 

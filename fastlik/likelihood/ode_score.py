@@ -146,7 +146,8 @@ class _ScoreFlow:
 
     def state(self, u: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
-            v = self._field(u, y)(y[:, 1:].reshape(-1, *self.event))
+            z = y[:, 1:].reshape(-1, *self.event)
+            v = self._field(u, y, z)(z)
         return self._slope(u, v)
 
     def state_and_score(self, u: Tensor, y: Tensor) -> Tensor:
@@ -160,9 +161,9 @@ class _ScoreFlow:
             (gradient,) = torch.autograd.grad(scalar, z)
         return self._slope(u, v.detach(), -gradient)
 
-    def _field(self, u: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
+    def _field(self, u: Tensor, y: Tensor, z: Tensor) -> Callable[[Tensor], Tensor]:
         angle, condition = CLOCK.angle(u), self._conditions(y)
-        return lambda z: self.model.angular_velocity(z, angle, **condition)
+        return self.model.field(angle, z, condition)
 
     def _tangents(self, u: Tensor, y: Tensor, z: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """v and its derivatives along the directions."""
@@ -172,7 +173,7 @@ class _ScoreFlow:
         x, moved = scale * z, scale * directions
         found = native_tangents(model, x, t, moved, self._conditions(y), parameters=False)
         if found is None:
-            return jvp(self._field(u, y), z, directions)
+            return jvp(self._field(u, y, z), z, directions)
         v = coefficients("v", model.predicts, model.schedule, t, model.sigma_data)
         return v(x, found[0]), per_row(v.of_x, z) * moved + per_row(v.of_output, z) * found[1]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..ops.quadrature import node_weights, residuals
 from ..solvers.adams import Nodes
-from ..solvers.quadrature import node_weights, residuals
 
 
 class TraceIntegral:
@@ -18,6 +18,7 @@ class TraceIntegral:
             an exact trace alone.
         exact: whether it is the latter.
         fresh: whether every node has probes of its own, whose noise is then independent.
+        backend: of the quadrature, "auto", "native" or "torch".
 
     Attributes:
         value: (B,) mean over the probes.
@@ -28,12 +29,12 @@ class TraceIntegral:
             as that of a network with a fast time embedding, whose error no comparison of quadratures sees.
     """
 
-    def __init__(self, nodes: Nodes, *, exact: bool, fresh: bool) -> None:
+    def __init__(self, nodes: Nodes, *, exact: bool, fresh: bool, backend: str = "auto") -> None:
         self.nodes, self.fresh = nodes, fresh
-        self.weights = node_weights(nodes.t, nodes.count)
+        self.weights = node_weights(nodes.t, nodes.count, backend=backend)
         integrand = self._used(nodes.integrand)
         followed = integrand[..., -1]
-        apart = [residuals(nodes.t, nodes.count, followed, points).abs() for points in (4, 6)]
+        apart = [residuals(nodes.t, nodes.count, followed, points, backend).abs() for points in (4, 6)]
         self.discretisation = (self.weights * torch.minimum(*apart)).square().sum(1).sqrt()
         estimates = integrand if exact else integrand[..., :-2]
         columns = self._integrated(estimates)

@@ -28,6 +28,8 @@ NATIVE_DTYPES = (torch.float32, torch.float64)
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # Triton kernels run on tensors of any device; it reads the variable when it is imported
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# whose native implementation has CUDA kernels too
+_NATIVE_ON_CUDA = ("mlp", "rk_step")
 _REBUILD = "install a C++ compiler, then `pip install --force-reinstall --no-deps fastlik`"
 
 
@@ -83,6 +85,8 @@ def native_obstacle(op: str, tensor: Tensor) -> str:
         return f"{op} has no native implementation"
     if tensor.dtype not in NATIVE_DTYPES:
         return f"native {op} takes torch.float32 and torch.float64, not {tensor.dtype}"
+    if tensor.is_cuda and op not in _NATIVE_ON_CUDA:
+        return f"native {op} takes CPU tensors, not CUDA ones"
     if tensor.is_cuda and "cuda_archs" not in build_info().get("native", {}):
         why = build_info().get("native", {}).get("why_no_cuda", "nvcc was not found")
         return f"the native module was built without CUDA ({why})"
@@ -147,7 +151,7 @@ def choose(op: str, backend: str, tensor: Tensor, *others: Tensor) -> str:
         name, backend = "FASTLIK_BACKEND", os.environ.get("FASTLIK_BACKEND", "auto")
     if backend not in BACKENDS:
         check_choice(name, backend, BACKENDS)
-    if name == "FASTLIK_BACKEND" and backend not in ("auto", "torch") and not _exists(op, backend):
+    if name == "FASTLIK_BACKEND" and backend not in ("auto", "torch") and not _exists(op, backend, tensor):
         backend = "auto"  # the variable is for all operations, and this one has no such implementation
     wanted = _fastest(op, tensor) if backend == "auto" else backend
     if wanted == "torch":
@@ -186,13 +190,20 @@ def fall_back(backend: str, obstacle: str) -> str:
 def _fastest(op: str, tensor: Tensor) -> str:
     """The implementation that should run on a device, whether or not it can."""
     if tensor.is_cpu:
-        return "native" if _exists(op, "native") else "torch"
+        return "native" if _exists(op, "native", tensor) else "torch"
     # PyTorch's own kernels are the fast ones where there is none in Triton
-    return "triton" if tensor.is_cuda and _exists(op, "triton") else "torch"
+    return "triton" if tensor.is_cuda and _exists(op, "triton", tensor) else "torch"
+
+
+def _exists(op: str, backend: str, tensor: Tensor) -> bool:
+    """Whether there is such an implementation for the tensor's kind of device."""
+    if backend == "native" and tensor.is_cuda and op not in _NATIVE_ON_CUDA:
+        return False
+    return _written(op, backend)
 
 
 @torch.compiler.assume_constant_result
-def _exists(op: str, backend: str) -> bool:
+def _written(op: str, backend: str) -> bool:
     return _implements(op, backend)
 
 

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from fastlik.ops import dispatch
 from fastlik.ops.dispatch import backends, choose, native_module
@@ -133,3 +134,13 @@ def test_backends_say_what_is_there():
 def test_backends_say_why_not(unbuilt):
     native = backends()["native"]
     assert not native["available"] and native["why"] == "no C++ compiler found"
+
+
+def test_native_kernels_for_the_cpu_alone_say_so(monkeypatch):
+    with FakeTensorMode():
+        x = torch.empty(2, 3, device="cuda")
+    assert choose("adams_step", "auto", x) == "torch"
+    with pytest.raises(RuntimeError, match="native adams_step takes CPU tensors"):
+        choose("adams_step", "native", x)
+    monkeypatch.setenv("FASTLIK_BACKEND", "native")
+    assert choose("adams_step", "auto", x) == "torch"

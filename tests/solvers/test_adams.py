@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from fastlik.ops.quadrature import node_weights
 from fastlik.solvers.adams import integrate_adams
 from fastlik.solvers.adaptive import Tolerance
-from fastlik.solvers.quadrature import node_weights
 from fastlik.solvers.status import Status
 from fastlik.testing import HostReads
 

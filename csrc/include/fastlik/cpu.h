@@ -5,6 +5,7 @@
 #include "fastlik/adams_step.h"
 #include "fastlik/jet.h"
 #include "fastlik/mlp.h"
+#include "fastlik/node_quadrature.h"
 #include "fastlik/rk_step.h"
 
 #ifndef FASTLIK_ISA
@@ -13,6 +14,8 @@
 
 #define FASTLIK_DECLARE(isa)                                              \
   namespace fastlik::isa {                                                \
+  void node_weights(const NodeQuadratureArgs&, int threads);              \
+  void node_residuals(const NodeQuadratureArgs&, int threads);            \
   template <class T>                                                      \
   void combine(const CombineArgs&, int threads);                          \
   template <class T>                                                      \

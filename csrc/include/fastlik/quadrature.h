@@ -1,5 +1,5 @@
 // Integrals of polynomials through unevenly spaced nodes.
-// Specification, in plain PyTorch: fastlik/solvers/quadrature.py.
+// Specification, in plain PyTorch: fastlik/ops/quadrature.
 #pragma once
 
 #include <cmath>
@@ -12,25 +12,26 @@ namespace fastlik {
 constexpr int kMostNodes = 6;
 
 // Weights of the integral from start to end of the polynomial through `count` <= 6 nodes: Gauss-Legendre
-// with three points.  Loops have fixed ends and few divisions: on a GPU what is inside stays in registers.
-FASTLIK_CALLED void lagrange_weights(const double* nodes, int count, double start, double end,
-                                   double* weights) {
+// with three points.  V: a number, or a vector of numbers of as many polynomials.  Loops have fixed ends and
+// few divisions: on a GPU what is inside stays in registers.
+template <class V>
+FASTLIK_CALLED void lagrange_weights(const V* nodes, int count, V start, V end, V* weights) {
   const double points[3] = {-0.7745966692414834, 0.0, 0.7745966692414834};
   const double gauss[3] = {5.0 / 9, 8.0 / 9, 5.0 / 9};
-  const double half = 0.5 * (end - start), middle = 0.5 * (start + end);
-  double t[kMostNodes], sums[kMostNodes];
+  const V half = 0.5 * (end - start), middle = 0.5 * (start + end);
+  V t[kMostNodes], sums[kMostNodes];
   for (int i = 0; i < kMostNodes; ++i) {
-    t[i] = i < count ? nodes[i] : 0;
-    sums[i] = 0;
+    t[i] = i < count ? nodes[i] : V{};
+    sums[i] = V{};
   }
   for (int p = 0; p < 3; ++p) {
-    const double at = middle + half * points[p];
-    double before[kMostNodes], product = gauss[p];
+    const V at = middle + half * points[p];
+    V before[kMostNodes], product = V{} + gauss[p];
     for (int i = 0; i < kMostNodes; ++i) {
       before[i] = product;
       if (i < count) product *= at - t[i];
     }
-    double after = 1;
+    V after = V{} + 1.0;
     for (int i = kMostNodes - 1; i >= 0; --i) {
       if (i >= count) continue;
       sums[i] += before[i] * after;
@@ -38,19 +39,27 @@ FASTLIK_CALLED void lagrange_weights(const double* nodes, int count, double star
     }
   }
   for (int i = 0; i < kMostNodes; ++i) {
-    double gap = 1;
+    V gap = V{} + 1.0;
     for (int j = 0; j < kMostNodes; ++j)
       if (j != i && j < count) gap *= t[i] - t[j];
     if (i < count) weights[i] = sums[i] * half / gap;
   }
 }
 
-// How far value `i` of `count` <= 7 is from the polynomial through the others, in units of independent noise.
-FASTLIK_CALLED double residual(const double* nodes, const double* values, int count, int i) {
+// How far value `i` of `count` <= 7 is from the polynomial through the others, and the square of what the gap
+// is for independent noise of unit size.
+template <class V>
+struct Apart {
+  V gap, squares;
+};
+
+template <class V>
+FASTLIK_MATH Apart<V> apart_from(const V* nodes, const V* values, int count, int i) {
   constexpr int most = kMostNodes + 1;
-  double t[most];
-  for (int j = 0; j < most; ++j) t[j] = j < count ? nodes[j] : 0;
-  double here = 0, all = 1, sum = 0, squares = 1;
+  V t[most];
+  for (int j = 0; j < most; ++j) t[j] = j < count ? nodes[j] : V{};
+  V here = V{}, all = V{} + 1.0;
+  Apart<V> found{V{}, V{} + 1.0};
   for (int j = 0; j < most; ++j)
     if (j == i) here = t[j];
   for (int j = 0; j < most; ++j)
@@ -58,17 +67,23 @@ FASTLIK_CALLED double residual(const double* nodes, const double* values, int co
   for (int j = 0; j < most; ++j) {
     if (j >= count) continue;
     if (j == i) {
-      sum += values[j];
+      found.gap += values[j];
       continue;
     }
-    double gap = here - t[j];
+    V gap = here - t[j];
     for (int k = 0; k < most; ++k)
       if (k != i && k != j && k < count) gap *= t[j] - t[k];
-    const double basis = all / gap;
-    sum -= basis * values[j];
-    squares += basis * basis;
+    const V basis = all / gap;
+    found.gap -= basis * values[j];
+    found.squares += basis * basis;
   }
-  return sum / std::sqrt(squares);
+  return found;
+}
+
+// The gap in units of independent noise.
+FASTLIK_CALLED double residual(const double* nodes, const double* values, int count, int i) {
+  const Apart<double> found = apart_from(nodes, values, count, i);
+  return found.gap / std::sqrt(found.squares);
 }
 
 }  // namespace fastlik

@@ -1,6 +1,6 @@
 // The integral of a row's trace over the nodes of its steps, taken as the nodes come: what lies behind them
 // is forgotten, so that a row of any length takes the same memory.
-// Specification, in plain PyTorch: fastlik/likelihood/trace.py and fastlik/solvers/quadrature.py.
+// Specification, in plain PyTorch: fastlik/likelihood/trace.py and fastlik/ops/quadrature.
 #pragma once
 
 #include "fastlik/mlp.h"

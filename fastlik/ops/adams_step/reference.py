@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..quadrature.lagrange import lagrange_weights
 from ..rk_step.status import Status
 from .history import Attempt, Control, History
-from .lagrange import lagrange_weights
 
 # a step may grow no faster: variable-step Adams methods stay stable below a ratio of about 2
 _GROWTH, _SHRINK, _SAFETY = 2.0, 0.1, 0.9

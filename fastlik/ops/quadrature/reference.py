@@ -1,11 +1,11 @@
-"""Quadrature over unevenly spaced nodes, and how far their values are from one another's polynomials."""
+"""Quadrature over nodes in plain PyTorch: the specification."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..ops.adams_step.lagrange import lagrange_basis, lagrange_weights
+from .lagrange import lagrange_basis, lagrange_weights
 
 MOST_NODES = 6
 # nodes whose weights are formed together: bounds the memory, and stays in a cache
@@ -13,11 +13,7 @@ _TOGETHER = 8192
 
 
 def residuals(t: Tensor, count: Tensor, values: Tensor, points: int) -> Tensor:
-    """(B, N) how far each value is from the polynomial through its ``points`` nearest nodes without it.
-
-    In units of independent noise of the values: for white noise of variance s^2 their mean square is s^2.
-    t, count: as for :func:`node_weights`; values (B, N), 0 beyond the count, where the residual is 0 too.
-    """
+    """See ``fastlik.ops.quadrature``."""
     together = _rows_together(t)
     if len(t) > together:
         parts = zip(t.split(together), count.split(together), values.split(together), strict=True)
@@ -38,12 +34,7 @@ def _rows_together(t: Tensor) -> int:
 
 
 def node_weights(t: Tensor, count: Tensor, points: int = MOST_NODES) -> Tensor:
-    """Quadrature weights (B, N) float64 over each row's own nodes, from its first to its last.
-
-    Each interval takes the polynomial through its ``points`` nearest nodes (centred, one-sided at the
-    ends): order ``points`` for even numbers.  t (B, N) monotone; count (B,): row b has the nodes
-    t[b, :count[b]], the others get weight 0.
-    """
+    """See ``fastlik.ops.quadrature``."""
     together = _rows_together(t)
     if len(t) > together:
         pairs = zip(t.split(together), count.split(together), strict=True)

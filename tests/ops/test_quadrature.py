@@ -3,8 +3,11 @@
 import pytest
 import torch
 
-from fastlik.ops.adams_step.lagrange import lagrange_basis, lagrange_weights
-from fastlik.solvers.quadrature import node_weights, residuals
+from fastlik.ops.dispatch import native_module
+from fastlik.ops.quadrature import node_weights, reference, residuals
+from fastlik.ops.quadrature.lagrange import lagrange_basis, lagrange_weights
+
+needs_native = pytest.mark.skipif(native_module() is None, reason="the native module is not built")
 
 
 def uneven(rows, n):
@@ -76,3 +79,24 @@ def test_residuals_vanish_for_polynomials_and_are_the_size_of_noise(points):
     mean_square = residuals(t, count, torch.where(used, noise, 0.0), points)[3:].square().mean().item()
     # 397 independent rows, whose mean squares over correlated nodes differ by about 0.4: four standard errors
     assert mean_square == pytest.approx(1, abs=0.08)
+
+
+@needs_native
+@pytest.mark.parametrize("backward", [False, True])
+def test_native_is_the_reference(backward):
+    rows, n = 60, 41
+    t = uneven(rows, n)
+    t = (3 - t if backward else t).repeat_interleave(2, 1)[:, ::2]  # not contiguous
+    count = torch.arange(rows) % (n + 1)
+    values = torch.randn(rows, n, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    values = torch.where(torch.arange(n) < count[:, None], values, 0.0)
+    for points in (2, 4, 5, 6):
+        expected = reference.node_weights(t, count, points)
+        torch.testing.assert_close(node_weights(t, count, points, "native"), expected, rtol=1e-12, atol=1e-12)
+        expected = reference.residuals(t, count, values, points)
+        torch.testing.assert_close(
+            residuals(t, count, values, points, "native"), expected, rtol=1e-12, atol=1e-12
+        )
+    assert node_weights(t[:0], count[:0], backend="native").shape == (0, n)
+    with pytest.raises(ValueError, match="1 to 6 nodes"):
+        node_weights(t, count, 7, "native")
