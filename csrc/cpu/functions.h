@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "fastlik/mlp.h"
 #include "simd.h"
@@ -235,6 +236,13 @@ inline Dual<T> apply(Vector<T> x, [[maybe_unused]] T p) {
     static_assert(kFunction == kSquare);
     return {x * x, 2 * x};
   }
+}
+
+// go(f), f the constant that `function` equals: a template's argument.
+template <int kFrom = 0, class Go>
+inline void with_function(int32_t function, Go go) {
+  if (function == kFrom) return go(std::integral_constant<MlpFunction, MlpFunction(kFrom)>());
+  if constexpr (kFrom < kSquare) with_function<kFrom + 1>(function, go);
 }
 
 }  // namespace

@@ -250,20 +250,7 @@ void group_norm(const JetGroupNormArgs& a, int threads) {
 
 template <class T>
 void jet_activation(MlpFunction function, const JetActivationArgs& a, int threads) {
-  switch (function) {
-#define FASTLIK_CASE(name) \
-  case name:               \
-    return activate<name, T>(a, threads);
-    FASTLIK_CASE(kSilu)
-    FASTLIK_CASE(kGelu)
-    FASTLIK_CASE(kGeluTanh)
-    FASTLIK_CASE(kTanh)
-    FASTLIK_CASE(kSigmoid)
-    FASTLIK_CASE(kSoftplus)
-#undef FASTLIK_CASE
-    default:
-      return;
-  }
+  with_function(function, [&](auto f) { activate<f, T>(a, threads); });
 }
 
 template <class T>

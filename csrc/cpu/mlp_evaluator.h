@@ -158,23 +158,7 @@ class MlpEvaluator {
 
   void function(const MlpOp& op, int64_t rows, int64_t tangents) {
     const T p = T(op.parameter);
-    switch (op.function) {
-      case kSilu: return function<kSilu>(op, rows, tangents, p);
-      case kGelu: return function<kGelu>(op, rows, tangents, p);
-      case kGeluTanh: return function<kGeluTanh>(op, rows, tangents, p);
-      case kTanh: return function<kTanh>(op, rows, tangents, p);
-      case kSigmoid: return function<kSigmoid>(op, rows, tangents, p);
-      case kSoftplus: return function<kSoftplus>(op, rows, tangents, p);
-      case kElu: return function<kElu>(op, rows, tangents, p);
-      case kLeakyRelu: return function<kLeakyRelu>(op, rows, tangents, p);
-      case kSin: return function<kSin>(op, rows, tangents, p);
-      case kCos: return function<kCos>(op, rows, tangents, p);
-      case kExp: return function<kExp>(op, rows, tangents, p);
-      case kLog: return function<kLog>(op, rows, tangents, p);
-      case kSqrt: return function<kSqrt>(op, rows, tangents, p);
-      case kReciprocal: return function<kReciprocal>(op, rows, tangents, p);
-      case kSquare: return function<kSquare>(op, rows, tangents, p);
-    }
+    with_function(op.function, [&](auto f) { function<f>(op, rows, tangents, p); });
   }
 
   template <MlpFunction kF>

@@ -63,27 +63,7 @@ class MlpTaylor : public MlpEvaluator<T> {
 
   void function(const MlpOp& op) {
     const T p = T(op.parameter);
-    switch (op.function) {
-#define FASTLIK_CASE(name) \
-  case name:               \
-    return function<name>(op, p);
-      FASTLIK_CASE(kSilu)
-      FASTLIK_CASE(kGelu)
-      FASTLIK_CASE(kGeluTanh)
-      FASTLIK_CASE(kTanh)
-      FASTLIK_CASE(kSigmoid)
-      FASTLIK_CASE(kSoftplus)
-      FASTLIK_CASE(kElu)
-      FASTLIK_CASE(kLeakyRelu)
-      FASTLIK_CASE(kSin)
-      FASTLIK_CASE(kCos)
-      FASTLIK_CASE(kExp)
-      FASTLIK_CASE(kLog)
-      FASTLIK_CASE(kSqrt)
-      FASTLIK_CASE(kReciprocal)
-      FASTLIK_CASE(kSquare)
-#undef FASTLIK_CASE
-    }
+    with_function(op.function, [&](auto f) { function<f>(op, p); });
   }
 
   // Faa di Bruno: f' a1, f'' a1^2 + f' a2, f''' a1^3 + 3 f'' a1 a2 + f' a3.
