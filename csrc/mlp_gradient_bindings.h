@@ -6,46 +6,70 @@
 namespace fastlik {
 namespace {
 
-// (rows of a tile, tiles, bytes of a tile) of a tape.
-py::tuple mlp_tape(const PackedMlp& packed, int64_t rows, int64_t tangents, int threads) {
+// (rows of a tile, tiles, bytes of a tile) of a tape with as many lines beside the values.
+py::tuple mlp_tape(const PackedMlp& packed, int64_t rows, int64_t lines, int threads) {
   const auto run = packed.is_double ? FASTLIK_CPU(mlp_tape<double>) : FASTLIK_CPU(mlp_tape<float>);
-  const MlpTape tape = run(packed.net, rows, tangents, threads);
+  const MlpTape tape = run(packed.net, rows, lines, threads);
   return py::make_tuple(tape.rows, tape.tiles, tape.bytes);
 }
 
-MlpTape read_tape(const py::tuple& values) {
+// Terms (a, b, out) of the lines of second order, which follow the tangents.
+struct SecondOrder {
+  std::vector<MlpTerm> terms;
+  int64_t lines;
+
+  SecondOrder(int64_t tangents, int64_t lines, const py::tuple& values) : lines(lines) {
+    for (const auto& item : values) {
+      const auto numbers = item.cast<py::tuple>();
+      Reader r(numbers);
+      MlpTerm term{};
+      term.a = r.next<int32_t>();
+      term.b = r.next<int32_t>();
+      term.out = r.next<int32_t>();
+      const auto tangent = [&](int32_t line) { return 1 <= line && line <= tangents; };
+      if (!tangent(term.a) || !tangent(term.b) || term.out <= tangents || term.out > tangents + lines)
+        throw std::length_error("a term of lines that there are not");
+      terms.push_back(term);
+    }
+  }
+};
+
+MlpTape read_tape(const py::tuple& values, const SecondOrder& second) {
   Reader r(values);
   MlpTape tape{};
   tape.rows = r.next<int64_t>();
   tape.tiles = r.next<int64_t>();
   tape.bytes = r.next<int64_t>();
   tape.at = r.address<void>();
+  tape.second = {second.lines, int64_t(second.terms.size()), second.terms.data()};
   return tape;
 }
 
 void mlp_record(const PackedMlp& packed, const py::tuple& sizes, const py::tuple& addresses,
-                const py::tuple& conditions, const py::tuple& tape_values, int threads) {
+                const py::tuple& conditions, const py::tuple& tape_values, const py::tuple& terms, int threads) {
   Reader size(sizes), tensor(addresses);
   MlpEvaluateArgs a{};
   a.in = read_rows(size.next<int64_t>(), tensor, conditions);
   a.tangents = size.next<int64_t>();
+  const SecondOrder second(a.tangents, size.next<int64_t>(), terms);
   a.times = tensor.address<const double>();
   a.vectors = tensor.address<const void>();
   a.value = tensor.address<void>();
   a.products = tensor.address<void>();
-  const MlpTape tape = read_tape(tape_values);
+  const MlpTape tape = read_tape(tape_values, second);
   const auto run = packed.is_double ? FASTLIK_CPU(mlp_record<double>) : FASTLIK_CPU(mlp_record<float>);
   py::gil_scoped_release release;
   run(packed.net, a, tape, threads);
 }
 
 void mlp_reverse(const PackedMlp& packed, const py::tuple& sizes, const py::tuple& addresses,
-                 const py::tuple& tape_values, bool of_weights, int threads) {
+                 const py::tuple& tape_values, const py::tuple& terms, bool of_weights, int threads) {
   Reader size(sizes), tensor(addresses);
   MlpReverseArgs a{};
-  a.tape = read_tape(tape_values);
   a.rows = size.next<int64_t>();
   a.tangents = size.next<int64_t>();
+  const SecondOrder second(a.tangents, size.next<int64_t>(), terms);
+  a.tape = read_tape(tape_values, second);
   a.numbers = size.next<int64_t>();
   a.value = tensor.address<const void>();
   a.products = tensor.address<const void>();

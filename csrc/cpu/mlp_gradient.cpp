@@ -1,4 +1,5 @@
-// Values and tangents of a multilayer perceptron, and their gradients by inputs, weights and constants.
+// Values, tangents and second derivatives of a multilayer perceptron, and their gradients by inputs, weights and
+// constants.
 #include "fastlik/cpu.h"
 #include "mlp_field.h"
 #include "mlp_reverse.h"
@@ -6,23 +7,27 @@
 namespace fastlik::FASTLIK_ISA {
 namespace {
 
-// One tile's lines of `dim` features from or to rows of tensors: values (rows, dim), tangents (K, rows, dim).
-struct TileLines {
-  int64_t all, first, rows, tangents, dim;
+// The rows of one tile, and where their lines of `dim` features lie in tensors: values (all, dim), others
+// (lines, all, dim).
+struct TileRows {
+  int64_t all, first, rows, dim;
 
-  // go(line of the tile, where its features are among values, or -1, where among tangents)
-  template <class Go>
-  void each(Go go) const {
+  TileRows(const MlpTape& tape, int64_t index, int64_t batch, int64_t dim)
+      : all(batch), first(index * tape.rows), rows(std::min(tape.rows, batch - first)), dim(dim) {}
+
+  // go(line of the tile, its features) for the values and as many other lines.
+  template <class U, class Go>
+  void each(int64_t lines, U* values, U* others, Go go) const {
     for (int64_t r = 0; r < rows; ++r) {
-      go(r, (first + r) * dim, int64_t(-1));
-      for (int64_t k = 0; k < tangents; ++k) go((1 + k) * rows + r, int64_t(-1), (k * all + first + r) * dim);
+      go(r, values + (first + r) * dim);
+      for (int64_t t = 0; t < lines; ++t) go((1 + t) * rows + r, others + (t * all + first + r) * dim);
     }
   }
 };
 
 template <class T>
-void record_tile(const MlpNetwork& net, const MlpEvaluateArgs& a, MlpEvaluator<T>& evaluator,
-                 const TileLines& tile) {
+void record_tile(const MlpNetwork& net, const MlpEvaluateArgs& a, int64_t second, MlpSecondOrder<T>& evaluator,
+                 const TileRows& tile) {
   for (int64_t r = 0; r < tile.rows; ++r) {
     *evaluator.time(r) = T(a.times[tile.first + r]);
     for (int c = 0; c < net.condition_count; ++c) {
@@ -32,43 +37,34 @@ void record_tile(const MlpNetwork& net, const MlpEvaluateArgs& a, MlpEvaluator<T
     }
   }
   const T *state = static_cast<const T*>(a.in.state), *vectors = static_cast<const T*>(a.vectors);
-  tile.each([&](int64_t line, int64_t value, int64_t tangent) {
-    std::copy_n(value < 0 ? vectors + tangent : state + value, net.dim, evaluator.input(line));
-  });
+  tile.each(a.tangents, state, vectors,
+            [&](int64_t line, const T* from) { std::copy_n(from, net.dim, evaluator.input(line)); });
+  // the state moves along straight lines
+  for (int64_t line = (1 + a.tangents) * tile.rows; line < (1 + a.tangents + second) * tile.rows; ++line)
+    std::fill_n(evaluator.input(line), net.dim, T(0));
   evaluator.run_conditions(tile.rows);
   evaluator.run_times(tile.rows);
-  evaluator.run(tile.rows, tile.tangents, false);
-  T *values = static_cast<T*>(a.value), *products = static_cast<T*>(a.products);
-  tile.each([&](int64_t line, int64_t value, int64_t tangent) {
-    std::copy_n(evaluator.output(line), net.dim, value < 0 ? products + tangent : values + value);
-  });
+  evaluator.run(tile.rows);
+  tile.each(a.tangents + second, static_cast<T*>(a.value), static_cast<T*>(a.products),
+            [&](int64_t line, T* to) { std::copy_n(evaluator.output(line), net.dim, to); });
 }
 
 template <class T>
-void reverse_tile(const MlpReverseArgs& a, MlpReverse<T>& reverse, char* tape, const TileLines& tile) {
+void reverse_tile(const MlpReverseArgs& a, MlpReverse<T>& reverse, char* tape, const TileRows& tile) {
   reverse.start(tape, tile.rows);
-  const T *values = static_cast<const T*>(a.value), *products = static_cast<const T*>(a.products);
-  tile.each([&](int64_t line, int64_t value, int64_t tangent) {
-    std::copy_n(value < 0 ? products + tangent : values + value, tile.dim, reverse.output_gradient(line));
-  });
+  tile.each(a.tangents + a.tape.second.lines, static_cast<const T*>(a.value), static_cast<const T*>(a.products),
+            [&](int64_t line, const T* from) { std::copy_n(from, tile.dim, reverse.output_gradient(line)); });
   reverse.run();
-  T *state = static_cast<T*>(a.state), *vectors = static_cast<T*>(a.vectors);
-  tile.each([&](int64_t line, int64_t value, int64_t tangent) {
-    std::copy_n(reverse.input_gradient(line), tile.dim, value < 0 ? vectors + tangent : state + value);
-  });
-}
-
-TileLines tile_lines(const MlpTape& tape, int64_t index, int64_t rows, int64_t tangents, int64_t dim) {
-  const int64_t first = index * tape.rows;
-  return {rows, first, std::min(tape.rows, rows - first), tangents, dim};
+  tile.each(a.tangents, static_cast<T*>(a.state), static_cast<T*>(a.vectors),
+            [&](int64_t line, T* to) { std::copy_n(reverse.input_gradient(line), tile.dim, to); });
 }
 
 }  // namespace
 
 template <class T>
-MlpTape mlp_tape(const MlpNetwork& net, int64_t rows, int64_t tangents, int threads) {
-  const Tile tile(std::max<int64_t>(1, rows), tangents, threads);
-  return {tile.rows, tile.count, padded(MlpEvaluator<T>::bytes(net, tile.rows, tangents, false)), nullptr};
+MlpTape mlp_tape(const MlpNetwork& net, int64_t rows, int64_t lines, int threads) {
+  const Tile tile(std::max<int64_t>(1, rows), lines, threads);
+  return {tile.rows, tile.count, padded(MlpEvaluator<T>::bytes(net, tile.rows, lines, false)), nullptr, {}};
 }
 
 template <class T>
@@ -76,15 +72,17 @@ void mlp_record(const MlpNetwork& net, const MlpEvaluateArgs& a, const MlpTape& 
   if (a.in.rows == 0) return;
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (tape.tiles > 1)
   for (int64_t i = 0; i < tape.tiles; ++i) {
-    MlpEvaluator<T> evaluator(net, tape.rows, a.tangents, false, static_cast<char*>(tape.at) + i * tape.bytes);
-    record_tile(net, a, evaluator, tile_lines(tape, i, a.in.rows, a.tangents, net.dim));
+    char* memory = static_cast<char*>(tape.at) + i * tape.bytes;
+    MlpSecondOrder<T> evaluator(net, tape.rows, a.tangents, tape.second, memory);
+    record_tile(net, a, tape.second.lines, evaluator, TileRows(tape, i, a.in.rows, net.dim));
   }
 }
 
 template <class T>
 void mlp_reverse(const MlpNetwork& net, const MlpReverseArgs& a, int threads) {
   if (a.rows == 0) return;
-  const Workspace workspace(MlpReverse<T>::bytes(net, a.tape.rows, a.tangents), threads);
+  const int64_t lines = a.tangents + a.tape.second.lines;
+  const Workspace workspace(MlpReverse<T>::bytes(net, a.tape.rows, lines), threads);
 #pragma omp parallel num_threads(threads) if (a.tape.tiles > 1)
   {
 #ifdef _OPENMP
@@ -92,13 +90,13 @@ void mlp_reverse(const MlpNetwork& net, const MlpReverseArgs& a, int threads) {
 #else
     const int64_t thread = 0;
 #endif
-    MlpReverse<T> reverse(net, a.tape.rows, a.tangents, workspace.of_thread(),
+    MlpReverse<T> reverse(net, a.tape.rows, a.tangents, a.tape.second, workspace.of_thread(),
                           static_cast<T*>(a.of_numbers) + thread * a.numbers, a.of_weights);
     // a thread's tiles are always the same ones, so that sums of gradients are too
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < a.tape.tiles; ++i)
       reverse_tile(a, reverse, static_cast<char*>(a.tape.at) + i * a.tape.bytes,
-                   tile_lines(a.tape, i, a.rows, a.tangents, net.dim));
+                   TileRows(a.tape, i, a.rows, net.dim));
   }
 }
 

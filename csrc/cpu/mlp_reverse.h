@@ -1,12 +1,12 @@
-// A network's operations run backwards: from the gradients of values and tangents to those of the inputs, the
-// weights and the constants.  It works on what an evaluation left in its buffers, of which each was written once.
+// A network's operations run backwards: from the gradients of values, tangents and lines of second order to those of
+// the inputs, the weights and the constants.  It works on what an evaluation left in its buffers, of which each was
+// written once.
 #pragma once
 
 #include <vector>
 
-#include "functions_high.h"
 #include "gemm_outer.h"
-#include "mlp_evaluator.h"
+#include "mlp_second.h"
 
 namespace fastlik::FASTLIK_ISA {
 namespace {
@@ -14,20 +14,21 @@ namespace {
 // Transposed weights follow the others in the network's list.  Gradients of constants lie where the constants
 // lie among the numbers, those of a weight where the weight does, as (inputs, outputs padded to panels).
 template <class T>
-class MlpReverse : public MlpEvaluator<T> {
-  using Base = MlpEvaluator<T>;
+class MlpReverse : public MlpSecondOrder<T> {
+  using Base = MlpSecondOrder<T>;
   using V = Vector<T>;
 
  public:
-  static int64_t bytes(const MlpNetwork& net, int64_t rows, int64_t tangents) {
-    return Base::bytes(net, rows, tangents, false);
+  static int64_t bytes(const MlpNetwork& net, int64_t rows, int64_t lines) {
+    return Base::bytes(net, rows, lines, false);
   }
 
   // `memory`, as large as an evaluator's, is for the gradients, `numbers` for those of the network's numbers,
   // of which those of weights only where `of_weights`.
-  MlpReverse(const MlpNetwork& net, int64_t rows, int64_t tangents, char* memory, T* numbers, bool of_weights)
-      : Base(net, rows, tangents, false, memory), numbers_(numbers), of_weights_(of_weights), memory_(memory),
-        size_(bytes(net, rows, tangents)), rows_(rows), tangents_(tangents) {
+  MlpReverse(const MlpNetwork& net, int64_t rows, int64_t tangents, const MlpSecond& second, char* memory, T* numbers,
+             bool of_weights)
+      : Base(net, rows, tangents, second, memory), numbers_(numbers), of_weights_(of_weights), memory_(memory),
+        size_(bytes(net, rows, this->lines_)), rows_(rows) {
     std::copy_n(this->buffers_, net.buffer_count, gradients_);
     for (int b = 0; b < net.buffer_count; ++b)
       if (net.buffers[b].depends == 0) gradients_[b].at = numbers + net.buffers[b].constant;
@@ -36,7 +37,7 @@ class MlpReverse : public MlpEvaluator<T> {
   // Takes up a tape of `rows` rows; all gradients are zero, those of the output's lines to be filled in.
   void start(char* tape, int64_t rows) {
     std::memset(memory_, 0, size_);
-    Base::place(rows_, tangents_, false, tape);
+    Base::place(rows_, this->lines_, false, tape);
     used_ = rows;
   }
   T* output_gradient(int64_t line) const { return gradient(this->net_.output)[line]; }
@@ -50,8 +51,9 @@ class MlpReverse : public MlpEvaluator<T> {
   Lines<T> gradient(const MlpView& view) const {
     return {gradients_[view.buffer].at + view.offset, gradients_[view.buffer].line};
   }
+  Lines<T> row(const Lines<T>& all, int64_t r) const { return Base::of_row(all, r, used_); }
   int64_t lines_of(const MlpView& view) const {
-    return this->on_state(view) ? used_ * (1 + tangents_) : used_;
+    return this->on_state(view) ? used_ * (1 + this->lines_) : used_;
   }
 
   void run(const MlpOp& op) {
@@ -124,24 +126,29 @@ class MlpReverse : public MlpEvaluator<T> {
     with_function(op.function, [&](auto f) { function<f>(op, p); });
   }
 
-  // y = f(a), dy = f' da: the gradient of a has f' that of y and f'' da that of dy.
+  // y = f(x), y_t = f' x_t, with further terms f'' x_a x_b.
   template <MlpFunction kF>
   void function(const MlpOp& op, T p) {
-    const Lines<T> a = this->lines(op.a), to = gradient(op.a), from = gradient(op.out);
-    const int64_t tangents = this->on_state(op.out) ? tangents_ : 0, rows = used_;
-    const auto go = [&](int64_t r, int64_t i, auto read, auto write) {
-      const Derivatives<T> f = apply_high<kF, T>(read(a[r] + i), p);
-      V gradient = f.first * read(from[r] + i);
-      for (int64_t k = 1; k <= tangents; ++k) {
-        const int64_t t = k * rows + r;
-        const V of_tangent = read(from[t] + i);
-        gradient += f.second * read(a[t] + i) * of_tangent;
-        write(to[t] + i, read(to[t] + i) + f.first * of_tangent);
-      }
-      write(to[r] + i, read(to[r] + i) + gradient);
-    };
-    for (int64_t r = 0; r < rows; ++r)
-      each_part(op.a.width, [&](int64_t i, auto read, auto write) { go(r, i, read, write); });
+    const bool moves = this->on_state(op.out);
+    for (int64_t r = 0; r < used_; ++r) {
+      const Lines<T> x = row(this->lines(op.a), r), g = row(gradient(op.out), r), to = row(gradient(op.a), r);
+      each_part(op.a.width, [&](int64_t i, auto read, auto write) {
+        const Derivatives<T> f = apply_high<kF, T>(read(x[0] + i), p);
+        const auto give = [&](int64_t t, V gradient) { write(to[t] + i, read(to[t] + i) + gradient); };
+        V of_value = f.first * read(g[0] + i);
+        for (int64_t t = 1; moves && t <= this->lines_; ++t) {
+          of_value += f.second * read(x[t] + i) * read(g[t] + i);
+          give(t, f.first * read(g[t] + i));
+        }
+        this->each_term(moves, [&](int a, int b, int out) {
+          const V of_a = f.second * read(g[out] + i), x_a = read(x[a] + i), x_b = read(x[b] + i);
+          of_value += f.third * x_a * x_b * read(g[out] + i);
+          give(a, of_a * x_b);
+          give(b, of_a * x_a);
+        });
+        give(0, of_value);
+      });
+    }
   }
 
   // Vectors of a line, the last of them in part.
@@ -155,7 +162,7 @@ class MlpReverse : public MlpEvaluator<T> {
     body(i, [](const T* from) { return load(from); }, [=](T* to, V v) { std::memcpy(to, &v, bytes); });
   }
 
-  // y = a b, dy = da b + a db.
+  // y = x z, y_t = x_t z + x z_t, with further terms x_a z_b + x_b z_a.
   void multiply(const MlpOp& op) {
     product(op.out, op.b, op.a);
     product(op.out, op.a, op.b);
@@ -163,23 +170,28 @@ class MlpReverse : public MlpEvaluator<T> {
 
   // The gradient of factor `to`, the other one being `other`.
   void product(const MlpView& out, const MlpView& other, const MlpView& to) {
-    const Lines<T> from = gradient(out), factor = this->lines(other), target = gradient(to);
-    const int64_t tangents = this->on_state(out) ? tangents_ : 0, rows = used_, width = out.width;
+    const int64_t lines = this->on_state(out) ? this->lines_ : 0, width = out.width;
     const bool moves = this->on_state(to), other_moves = this->on_state(other);
     T line[kMaxWidth];
-    const auto give = [&](T* to_line) {
-      if (to.width == 1 && width > 1) to_line[0] += Base::total(line, width);
-      else add_line(line, to_line, width);
-    };
-    for (int64_t r = 0; r < rows; ++r) {
-      scaled(from[r], factor[r], other.width, width, line, false);
-      for (int64_t k = 1; other_moves && k <= tangents; ++k)
-        scaled(from[k * rows + r], factor[k * rows + r], other.width, width, line, true);
-      give(target[r]);
-      for (int64_t k = 1; moves && k <= tangents; ++k) {
-        scaled(from[k * rows + r], factor[r], other.width, width, line, false);
-        give(target[k * rows + r]);
+    for (int64_t r = 0; r < used_; ++r) {
+      const Lines<T> g = row(gradient(out), r), z = row(this->lines(other), r), target = row(gradient(to), r);
+      const auto give = [&](int64_t t) {
+        if (to.width == 1 && width > 1) target[t][0] += Base::total(line, width);
+        else add_line(line, target[t], width);
+      };
+      scaled(g[0], z[0], other.width, width, line, false);
+      for (int64_t t = 1; other_moves && t <= lines; ++t) scaled(g[t], z[t], other.width, width, line, true);
+      give(0);
+      for (int64_t t = 1; moves && t <= lines; ++t) {
+        scaled(g[t], z[0], other.width, width, line, false);
+        give(t);
       }
+      this->each_term(moves && other_moves, [&](int a, int b, int out) {
+        scaled(g[out], z[b], other.width, width, line, false);
+        give(a);
+        scaled(g[out], z[a], other.width, width, line, false);
+        give(b);
+      });
     }
   }
 
@@ -188,30 +200,51 @@ class MlpReverse : public MlpEvaluator<T> {
       to[i] = (more ? to[i] : T(0)) + from[i] * factor[factor_width == 1 ? 0 : i];
   }
 
-  // y = root c, dy = root (dc - y m), with c = a - mean(a), root = (mean(c^2) + eps)^-1/2, m = mean(y dc).
+  // As y = c factor, factor = square^(-1/2), square = mean(c^2), one after the other, backwards.
   void normalise(const MlpOp& op) {
-    const Lines<T> a = this->lines(op.a), y = this->lines(op.out), from = gradient(op.out), to = gradient(op.a);
-    const int64_t width = op.a.width, tangents = this->on_state(op.out) ? tangents_ : 0, rows = used_;
-    T moved[kMaxWidth], g[kMaxWidth];
-    for (int64_t r = 0; r < rows; ++r) {
-      Base::centre(a[r], moved, width);
-      const T root = 1 / std::sqrt(Base::inner(moved, moved, width) / T(width) + T(op.parameter));
-      std::memcpy(g, from[r], width * sizeof(T));
-      T of_root = 0;
-      for (int64_t k = 1; k <= tangents; ++k) {
-        const T* h = from[k * rows + r];
-        Base::centre(a[k * rows + r], moved, width);
-        const T m = Base::inner(y[r], moved, width) / T(width), n = Base::inner(h, y[r], width) / T(width);
-        const T mean = Base::total(h, width) / T(width);
-        for (int64_t i = 0; i < width; ++i) {
-          of_root += h[i] * (moved[i] - y[r][i] * m);
-          g[i] -= root * (m * h[i] + n * moved[i]);
-          to[k * rows + r][i] += root * (h[i] - mean - n * y[r][i]);
-        }
+    const bool moves = this->on_state(op.out);
+    const int64_t width = op.a.width, line = line_size<T>(width), lines = moves ? this->lines_ : 0;
+    part_.resize(2 * (1 + lines) * line);
+    const Lines<T> c{part_.data(), line}, of_c{part_.data() + (1 + lines) * line, line};
+    typename Base::Deviation found;
+    std::vector<T> of_factor(1 + lines), of_square(1 + lines);
+    for (int64_t r = 0; r < used_; ++r) {
+      const Lines<T> g = row(gradient(op.out), r), to = row(gradient(op.a), r);
+      this->measure(row(this->lines(op.a), r), c, op, found);
+      const std::vector<T> &factor = found.factor, &square = found.square;
+      for (int64_t t = 0; t <= lines; ++t) {
+        std::memcpy(of_c[t], g[t], width * sizeof(T));
+        of_factor[t] = Base::inner(g[t], c[0], width);
       }
-      of_root += Base::inner(g, y[r], width) / root;
-      const T share = root * of_root / T(width), mean = Base::total(g, width) / T(width);
-      for (int64_t i = 0; i < width; ++i) to[r][i] += root * (g[i] - mean - share * y[r][i]);
+      for (int64_t t = 1; t <= lines; ++t) {
+        add_scaled(factor[t], g[t], of_c[0], width);
+        of_factor[0] += Base::inner(g[t], c[t], width);
+      }
+      this->each_term(moves, [&](int a, int b, int out) {
+        add_scaled(factor[b], g[out], of_c[a], width);
+        add_scaled(factor[a], g[out], of_c[b], width);
+        of_factor[a] += Base::inner(g[out], c[b], width);
+        of_factor[b] += Base::inner(g[out], c[a], width);
+      });
+      // the derivatives of square^(-1/2) are -1/2, 3/4 and -15/8
+      for (int64_t t = 0; t <= lines; ++t) of_square[t] = T(-0.5) * of_factor[t];
+      for (int64_t t = 1; t <= lines; ++t) of_square[0] += T(0.75) * square[t] * of_factor[t];
+      this->each_term(moves, [&](int a, int b, int out) {
+        of_square[0] -= T(1.875) * square[a] * square[b] * of_factor[out];
+        of_square[a] += T(0.75) * square[b] * of_factor[out];
+        of_square[b] += T(0.75) * square[a] * of_factor[out];
+      });
+      for (T& gradient : of_square) gradient *= T(2) / T(width);
+      for (int64_t t = 0; t <= lines; ++t) add_scaled(of_square[t], c[0], of_c[t], width);
+      for (int64_t t = 1; t <= lines; ++t) add_scaled(of_square[t], c[t], of_c[0], width);
+      this->each_term(moves, [&](int a, int b, int out) {
+        add_scaled(of_square[out], c[b], of_c[a], width);
+        add_scaled(of_square[out], c[a], of_c[b], width);
+      });
+      for (int64_t t = 0; t <= lines; ++t) {
+        const T mean = Base::total(of_c[t], width) / T(width);
+        for (int64_t i = 0; i < width; ++i) to[t][i] += found.root * (of_c[t][i] - mean);
+      }
     }
   }
 
@@ -219,7 +252,7 @@ class MlpReverse : public MlpEvaluator<T> {
   T* numbers_;
   const bool of_weights_;
   char* memory_;
-  const int64_t size_, rows_, tangents_;
+  const int64_t size_, rows_;
   int64_t used_ = 0;
   Lines<T> gradients_[kMlpMaxBuffers];
   std::vector<T> part_;

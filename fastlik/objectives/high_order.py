@@ -38,7 +38,7 @@ from torch import Tensor
 from ..checks import check_choice, check_count
 from ..derivatives.expansion import Expansion, expand
 from ..derivatives.jets import Captured
-from ..likelihood.tangents import native_tangents
+from ..likelihood.tangents import native_expansion
 from ..model import ScoreModel
 from .residual import NoiseResidual
 
@@ -137,7 +137,7 @@ def high_order_errors(
         probes: v (K, B, *event), for the forms that take some; for third order "mixed" also
             ``mixing``, u (B, *event).
         backend: of the derivatives, "jets", "torch" (plain autograd, the reference), "auto", or "native": as
-            "auto", but second order of an MLP on the CPU in C++ where it can be, differentiable once.
+            "auto", but an MLP's on the CPU in C++ where they can be, differentiable once.
         captured: the model's graph, which jets go through under torch.compile.
     """
     residual = NoiseResidual(model, x0, t, noise, condition, captured)
@@ -149,10 +149,11 @@ def high_order_errors(
     directions = torch.cat((basis, sampled))
     d, size = len(basis), x0[:1].numel()
     lines, expansion = residual.sigma * directions, None
+    more = _third_derivatives(forms, residual, directions, d, mixing)
     if backend == "native":
-        backend, expansion = "auto", _in_kernels(residual, lines, forms)
+        backend = "auto"
+        expansion = native_expansion(model, residual.x, t, lines, condition, **more)
     if expansion is None:
-        more = _third_derivatives(forms, residual, directions, d, mixing)
         expansion = expand(residual.network, residual.x, lines, backend=backend, **more)
     r = residual.value(expansion.value).flatten(1)
     m = residual.first(expansion.first, directions).flatten(2)
@@ -163,13 +164,6 @@ def high_order_errors(
     if forms.third is not None:
         third = _third(forms.third, residual, expansion, whole, along, mixing) / size**3
     return Errors(_mean_square(r), second, third)
-
-
-def _in_kernels(residual: NoiseResidual, directions: Tensor, forms: Forms) -> Expansion | None:
-    if forms.third is not None:
-        return None
-    found = native_tangents(residual.model, residual.x, residual.t, directions, residual.condition)
-    return None if found is None else Expansion(*found)
 
 
 class Products(NamedTuple):

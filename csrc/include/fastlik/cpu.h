@@ -27,7 +27,7 @@
   template <class T>                                                      \
   void mlp_evaluate(const MlpNetwork&, const MlpEvaluateArgs&, int threads); \
   template <class T>                                                      \
-  MlpTape mlp_tape(const MlpNetwork&, int64_t rows, int64_t tangents, int threads); \
+  MlpTape mlp_tape(const MlpNetwork&, int64_t rows, int64_t lines, int threads);    \
   template <class T>                                                      \
   void mlp_record(const MlpNetwork&, const MlpEvaluateArgs&, const MlpTape&, int threads); \
   template <class T>                                                      \

@@ -109,18 +109,31 @@ struct MlpJetArgs {
   void* derivatives;    // (order, directions, rows, dim)
 };
 
-// How an evaluation that is run backwards later is cut: `tiles` tiles of `rows` rows, which leave `bytes` each.
+// D^2 F along the tangents of lines a and b, which line `out` has a share of.  Line 0 is the value's, the tangents
+// follow, and then the lines of second order.
+struct MlpTerm {
+  int32_t a, b, out;
+};
+
+// Lines of second order beside value and tangents, each the sum of its terms.
+struct MlpSecond {
+  int64_t lines, count;
+  const MlpTerm* terms;  // (count,)
+};
+
+// An evaluation that is run backwards later: `tiles` tiles of `rows` rows, which leave `bytes` each.
 struct MlpTape {
   int64_t rows, tiles, bytes;
   void* at;
+  MlpSecond second;
 };
 
-// The gradients of value and tangents, from a tape of MlpEvaluateArgs with as many tangents.
+// The gradients of value, tangents and lines of second order, from a tape of MlpEvaluateArgs with as many.
 struct MlpReverseArgs {
   MlpTape tape;
   int64_t rows, tangents, numbers;
-  const void *value, *products;  // (rows, dim), (tangents, rows, dim)
-  void *state, *vectors;         // likewise
+  const void *value, *products;  // (rows, dim), (tangents + second.lines, rows, dim)
+  void *state, *vectors;         // (rows, dim), (tangents, rows, dim)
   void* of_numbers;              // (threads, numbers), zeros; see mlp_reverse.h
   bool of_weights;
 };

@@ -1,4 +1,4 @@
-"""An MLP's value and tangents with gradients by its inputs and parameters, both ways in C++."""
+"""An MLP's value and derivatives with gradients by its inputs and parameters, both ways in C++."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from fastlik.ops.dispatch import native_module
 
-from .native import Packed, address
+from .native import Packed
 from .recognise import Unrecognised, recognise
+from .tape import Pairs, Tape
 
-# as the kernels' tiles: all tangents of a row go together
-MAX_TANGENTS = 47
+# as the kernels' tiles: all lines of a row go together
+MAX_LINES = 47
+"""Vectors and second derivatives at most."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,30 @@ class Trainable:
                 self._parts.append((tensor, part, place))
 
     def __call__(
-        self, x: Tensor, time: Tensor, conditions: dict[str, Tensor], vectors: Tensor
+        self,
+        x: Tensor,
+        time: Tensor,
+        conditions: dict[str, Tensor],
+        vectors: Tensor,
+        second: Pairs = (),
     ) -> tuple[Tensor, Tensor]:
-        """(F(x) (B, d), J v (K, B, d)) for vectors (K, B, d), K at most MAX_TANGENTS; all in one dtype.
+        """(F(x) (B, d), derivatives (K + len(second), B, d)), all in one dtype.
 
-        Differentiable once, by x, vectors and the network's parameters.
+        The derivatives are J v for the vectors v (K, B, d), and then for each of ``second`` the sum of
+        D^2 F[v_i, v_j] over its pairs (i, j): MAX_LINES at most.  Differentiable once, by x, vectors and the
+        network's parameters.
         """
-        return _Evaluation.apply(self, x, time, conditions, vectors, *self.leaves)
+        return _Evaluation.apply(self, x, time, conditions, vectors, second, *self.leaves)
+
+    def pulled(
+        self, x: Tensor, time: Tensor, conditions: dict[str, Tensor], vectors: Tensor, cotangents: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(F(x) (B, d), J v (K, B, d), gradient (B, d)) for vectors v and cotangents c (K, B, d), 1 + 2 K of
+        which MAX_LINES at most: the gradient is that of the sum over k of <c_k, J v_k> by x.
+
+        Differentiable once, by x, vectors, cotangents and the network's parameters.
+        """
+        return _Pulled.apply(self, x, time, conditions, vectors, cotangents, *self.leaves)
 
     def pack(self) -> None:
         """The numbers as the network has them now."""
@@ -82,8 +101,14 @@ class Trainable:
         """Whether the network's tensors are where they were, and require what they did."""
         return self._places == _places(self._tensors)
 
-    def gradients(self, numbers: Tensor) -> list[Tensor | None]:
+    def versions(self) -> list[int]:
+        """Of the leaves' values."""
+        return [leaf._version for leaf in self.leaves]
+
+    def gradients(self, numbers: Tensor | None) -> list[Tensor | None]:
         """Of the leaves, from those of the packed numbers (N,); None of those that are not used."""
+        if numbers is None:
+            return [None] * len(self.leaves)
         used = {part.leaf for _, part, _ in self._parts}
         found = [torch.zeros_like(leaf) if n in used else None for n, leaf in enumerate(self.leaves)]
         for tensor, part, (offset, rows, row) in self._parts:
@@ -124,40 +149,60 @@ class _Evaluation(torch.autograd.Function):
         time: Tensor,
         conditions: dict[str, Tensor],
         vectors: Tensor,
+        second: Pairs,
         *leaves: Tensor,
     ) -> tuple[Tensor, Tensor]:
         trainable.pack()
-        x, vectors, threads = x.contiguous(), vectors.contiguous(), torch.get_num_threads()
-        native, packed, sizes = native_module(), trainable.packed, (len(x), len(vectors))
-        kept, addresses = packed.conditions(conditions)
-        rows, tiles, size = native.mlp_tape(packed.handle, *sizes, threads)
-        tape = torch.empty(tiles * size, dtype=torch.uint8)
-        value, products, time = torch.empty_like(x), torch.empty_like(vectors), time.double().contiguous()
-        ctx.cut = rows, tiles, size, tape.data_ptr()
-        tensors = (x, None, time, vectors, value, products)
-        native.mlp_record(packed.handle, sizes, tuple(map(address, tensors)), addresses, ctx.cut, threads)
-        ctx.trainable, ctx.tape, ctx.threads = trainable, tape, threads
-        ctx.versions = [leaf._version for leaf in leaves]
-        return value, products
+        ctx.tape, *results = Tape.record(trainable.packed, x, time, conditions, vectors, second)
+        ctx.trainable, ctx.versions = trainable, trainable.versions()
+        return tuple(results)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, of_value: Tensor, of_products: Tensor) -> tuple[Tensor | None, ...]:
-        trainable, of_weights = ctx.trainable, any(ctx.needs_input_grad[5:])
-        if ctx.versions != [leaf._version for leaf in trainable.leaves]:
-            raise RuntimeError("a parameter was changed between the evaluation and its backward pass")
-        of_value, of_products = of_value.contiguous(), of_products.contiguous()
-        state, vectors = torch.empty_like(of_value), torch.empty_like(of_products)
-        count = len(trainable.packed.numbers)
-        numbers = of_value.new_zeros(ctx.threads, count)
-        tensors = (of_value, of_products, state, vectors, numbers)
-        native_module().mlp_reverse(
-            trainable.packed.handle,
-            (len(of_value), len(of_products), count),
-            tuple(map(address, tensors)),
-            ctx.cut,
-            of_weights,
-            ctx.threads,
-        )
-        leaves = trainable.gradients(numbers.sum(0)) if of_weights else [None] * len(trainable.leaves)
-        return None, state, None, None, vectors, *leaves
+    def backward(ctx: FunctionCtx, of_value: Tensor, of_derivatives: Tensor) -> tuple[Tensor | None, ...]:
+        _check_unchanged(ctx)
+        state, vectors, numbers = ctx.tape.reverse(of_value, of_derivatives, any(ctx.needs_input_grad[6:]))
+        return None, state, None, None, vectors, None, *ctx.trainable.gradients(numbers)
+
+
+class _Pulled(torch.autograd.Function):
+    """Forward a reverse pass.  With G the gradient that comes for its result, <G, grad <c, J v>> is
+    <c, D^2 F[G, v]>: backward evaluates that and runs it backwards."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        trainable: Trainable,
+        x: Tensor,
+        time: Tensor,
+        conditions: dict[str, Tensor],
+        vectors: Tensor,
+        cotangents: Tensor,
+        *leaves: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        trainable.pack()
+        tape, value, products = Tape.record(trainable.packed, x, time, conditions, vectors)
+        gradient, _, _ = tape.reverse(torch.zeros_like(value), cotangents, False)
+        ctx.save_for_backward(x, time, vectors, cotangents)
+        ctx.trainable, ctx.versions, ctx.conditions = trainable, trainable.versions(), conditions
+        return value, products, gradient
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: FunctionCtx, of_value: Tensor, of_products: Tensor, of_gradient: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        _check_unchanged(ctx)
+        x, time, vectors, cotangents = ctx.saved_tensors
+        moved = torch.cat((of_gradient[None], vectors))
+        mixed = [[(0, 1 + k)] for k in range(len(vectors))]
+        tape, _, derivatives = Tape.record(ctx.trainable.packed, x, time, ctx.conditions, moved, mixed)
+        seeds = torch.cat((torch.zeros_like(x)[None], of_products, cotangents))
+        state, lines, numbers = tape.reverse(of_value, seeds, any(ctx.needs_input_grad[6:]))
+        curvatures = derivatives[len(moved) :]
+        return None, state, None, None, lines[1:], curvatures, *ctx.trainable.gradients(numbers)
+
+
+def _check_unchanged(ctx: FunctionCtx) -> None:
+    if ctx.versions != ctx.trainable.versions():
+        raise RuntimeError("a parameter was changed between the evaluation and its backward pass")
