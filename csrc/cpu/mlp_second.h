@@ -1,7 +1,8 @@
 // Runs a network's operations on values, tangents and lines of second order, sums of D^2 F[v_a, v_b].
 //
 // Line t of row r is line t * rows + r of a buffer.  An operation treats a line of second order as a tangent, and
-// adds what its own second derivative makes of the tangents a and b.
+// adds what its own second derivative makes of the tangents a and b.  So a mixed derivative is one line; from those
+// along v_a + v_b and v_a - v_b it would be the difference of two, with tangents of their own.
 #pragma once
 
 #include <vector>

@@ -1,15 +1,18 @@
-"""Values and tangents of recognised MLPs in C++: what uses them gives what jets give."""
+"""Values and derivatives of recognised MLPs in C++: what uses them gives what jets give."""
 
 import logging
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
 import fastlik
+from fastlik.derivatives.expansion import expand
 from fastlik.likelihood import ode_score as scores
-from fastlik.likelihood.tangents import native_tangents
-from fastlik.objectives import choose_forms, draw, high_order_errors
+from fastlik.likelihood.tangents import native_expansion, native_tangents
+from fastlik.objectives import choose_forms, draw, draw_probes, high_order_errors
+from fastlik.objectives.high_order import THIRD_FORMS
 from fastlik.training.objective import Objective
 
 PREDICTIONS = ("noise", "score", "x0", "v", "velocity", "edm")
@@ -48,31 +51,74 @@ def test_tangents_are_those_of_the_model(predicts):
     same(actual, fastlik.jvp(lambda x: model(x, t, **given), x, directions))
 
 
+def orders(directions):
+    """The options of ``expand``, of which the last takes one gradient for each direction."""
+    mixing, cotangents = directions[0].cos(), directions.sin()
+    pulled = {"cotangents": cotangents}
+    return {}, {"second": True}, {"collapse": True}, {"mixing": mixing}, pulled | {"joint": True}, pulled
+
+
+@pytest.mark.parametrize("order", range(6))
+@pytest.mark.parametrize("predicts", ["noise", "edm"])
+def test_expansions_are_those_of_the_model(predicts, order):
+    model = model_of(predicts, condition_dim=2)
+    for rows in (9, 0):
+        x, t, directions, given = batch(rows, condition=2)
+        options = orders(directions)[order]
+        ways = (
+            native_expansion(model, x, t, directions, given, **options),
+            expand(lambda x, t=t, given=given: model(x, t, **given), x, directions, **options),
+        )
+        flat = [[each for each in way if each is not None] for way in ways]
+        assert [each is None for each in ways[0]] == [each is None for each in ways[1]]
+        assert [each.shape for each in flat[0]] == [each.shape for each in flat[1]]
+        scalars = [sum((each * each.cos()).sum() for each in way) for way in flat]
+        same(*flat)
+        parameters = tuple(model.parameters())
+        same(*(torch.autograd.grad(scalar, parameters, materialize_grads=True) for scalar in scalars))
+
+
+def test_expansions_of_more_lines_than_go_together():
+    model, (x, t, directions, _) = model_of(), batch(directions=47)
+    taken = [native_expansion(model, x, t, directions, {}, **more) is not None for more in orders(directions)]
+    assert taken == [True, False, False, False, False, True]
+    few = directions[:23]
+    assert all(native_expansion(model, x, t, few, {}, **more) is not None for more in orders(few))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("predicts", PREDICTIONS)
-@pytest.mark.parametrize("second", ["full", "product+quadratic"])
-def test_gradients_of_second_order_losses(second, predicts, dtype):
+@pytest.mark.parametrize(
+    ("second", "third"),
+    [("full", None), ("product+quadratic", None), *(("full", form) for form in THIRD_FORMS)],
+)
+def test_gradients_of_high_order_losses(second, third, predicts, dtype):
     model = model_of(predicts, dtype=dtype)
-    x0, t, probes, _ = batch(directions=1, dtype=dtype)
-    forms = choose_forms(2, second, "auto", 2, 1)
+    x0, t, noise, _ = batch(directions=1, dtype=dtype)
+    forms = choose_forms(2 if third is None else 3, second, third or "auto", 2, 2)
+    torch.manual_seed(0)
+    draws = {"probes": draw_probes(x0, 2), "mixing": draw_probes(x0, 1)[0]}
 
-    def gradients(backend):
-        noise = torch.ones_like(x0)
-        found = high_order_errors(model, x0, t, noise, forms=forms, probes=probes, backend=backend)
-        return torch.autograd.grad(found.first.mean() + found.second.mean(), tuple(model.parameters()))
+    def gradients(backend, watch):
+        with mock.patch("fastlik.objectives.high_order.expand", watch):
+            found = high_order_errors(model, x0, t, noise[0], forms=forms, backend=backend, **draws)
+        total = sum(error.mean() for error in found if error is not None)
+        return torch.autograd.grad(total, tuple(model.parameters()))
 
-    same(gradients("native"), gradients("jets"), dtype)
+    same(gradients("native", None), gradients("jets", expand), dtype)
 
 
-def test_the_objective_of_a_run_follows_its_parameters(monkeypatch):
+@pytest.mark.parametrize(("order", "third"), [(2, "auto"), (3, "auto"), (3, "gradient")])
+def test_the_objective_of_a_run_follows_its_parameters(order, third, monkeypatch):
     """A few steps of training with and without the kernels."""
     ways = []
     for native in (True, False):
         with monkeypatch.context() as patch:
             if not native:
-                patch.setattr("fastlik.objectives.high_order.native_tangents", lambda *arguments: None)
+                nothing = mock.Mock(return_value=None)
+                patch.setattr("fastlik.objectives.high_order.native_expansion", nothing)
             model = model_of(dtype=torch.float64).train()
-            forms = choose_forms(2, "full", "auto", 2, 1)
+            forms = choose_forms(order, "full", third, 2, 1)
             objective = Objective(model, forms, (0.5, 0.1))
             x0, _, _, _ = batch(rows=64)
             optimiser = torch.optim.Adam(model.parameters(), 1e-2)
@@ -86,6 +132,7 @@ def test_the_objective_of_a_run_follows_its_parameters(monkeypatch):
                 optimiser.step()
                 losses.append(loss.detach())
             ways.append(torch.stack(losses))
+    assert nothing.called
     torch.testing.assert_close(ways[0], ways[1], rtol=1e-8, atol=0)
 
 
@@ -207,6 +254,7 @@ def test_what_the_kernels_do_not_take(caplog):
         assert "TypeError" in caplog.text  # it takes no time
     assert native_tangents(model, x, t, directions.expand(3, -1, -1)[:1].expand(48, -1, -1), {}) is None
     assert native_tangents(model, x.half(), t, directions.half(), {}) is None
+    assert native_expansion(model, x.float(), t, directions.float(), {}, second=True) is None
     read = fastlik.wrap(model.net, fastlik.VP(), "noise", output=lambda out: 2 * out)
     assert native_tangents(read, x, t, directions, {}) is None
     with torch.autocast("cpu"):

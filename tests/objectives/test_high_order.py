@@ -109,7 +109,7 @@ def assert_same_with_gradients(model, mine, expected):
             torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("backend", ["jets", "torch"])
+@pytest.mark.parametrize("backend", ["native", "jets", "torch"])
 @pytest.mark.parametrize("form", SECOND)
 def test_second_order_is_its_definition(form, backend, batch):
     x0, noise, probes, u = batch
@@ -121,7 +121,7 @@ def test_second_order_is_its_definition(form, backend, batch):
     assert mine.third is None
 
 
-@pytest.mark.parametrize("backend", ["jets", "torch"])
+@pytest.mark.parametrize("backend", ["native", "jets", "torch"])
 @pytest.mark.parametrize(("second", "form"), [*(("full", form) for form in THIRD), ("product", EXACT[1])])
 def test_third_order_is_its_definition(second, form, backend, batch):
     x0, noise, probes, u = batch

@@ -4,8 +4,8 @@
 and ``divergence`` run it; ``Packed`` (``native.py``) integrates its ODE, and ``reference.py`` says in plain
 PyTorch what all of them compute.  A program keeps the weights that the network had when it was recognised.
 
-``Trainable`` is a network's value and tangents on its own parameters, with gradients: those of a loss, and
-by x the products v' J of reverse mode.
+``Trainable`` is a network's value with first and second derivatives on its own parameters, with gradients:
+those of a loss, and by x the products v' J of reverse mode, which have gradients in turn.
 """
 
 from __future__ import annotations
