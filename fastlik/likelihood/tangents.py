@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
@@ -81,7 +81,7 @@ def native_tangents(
     None where no kernel does it.  Gradients by x, directions and, with ``parameters``, the network's
     parameters.  A network with code of its own is run on two rows, to be known for what was recognised.
     """
-    ready = _Ready.of(model, x, t, condition, len(directions), parameters)
+    ready = _Ready.of(model, x, t, condition, (directions,), len(directions), parameters)
     return None if ready is None else ready.derivatives(directions)
 
 
@@ -115,7 +115,8 @@ def native_expansion(
     lines = mixed + len(directions) + len(pairs)
     if cotangents is not None:  # those of the backward pass
         lines = 1 + 2 * len(directions) if joint else 3
-    ready = _Ready.of(model, x, t, condition, lines)
+    vectors = [each for each in (directions, mixing, cotangents) if each is not None]
+    ready = _Ready.of(model, x, t, condition, vectors, lines)
     if ready is None:
         return None
     if cotangents is not None:
@@ -141,9 +142,17 @@ class _Ready:
 
     @classmethod
     def of(
-        cls, model: ScoreModel, x: Tensor, t: Tensor, condition: dict, lines: int, parameters: bool = True
+        cls,
+        model: ScoreModel,
+        x: Tensor,
+        t: Tensor,
+        condition: dict,
+        vectors: Sequence[Tensor],
+        lines: int,
+        parameters: bool = True,
     ) -> _Ready | None:
-        if _obstacle(model, x, lines, condition):
+        """None where the kernels do not take the model or one of the tensors."""
+        if lines > MAX_LINES or _obstacle(model, x, t, condition, vectors):
             return None
         known = _known(model, x, condition, parameters)
         if known.trainable is None or known.code.hooked:
@@ -206,16 +215,22 @@ class _Ready:
         return bool((gap <= _ROUNDING * torch.finfo(expected.dtype).eps * scale).all())
 
 
-def _obstacle(model: ScoreModel, x: Tensor, lines: int, condition: dict) -> bool:
+def _obstacle(model: ScoreModel, x: Tensor, t: Tensor, condition: dict, vectors: Sequence[Tensor]) -> bool:
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return True
     plain = type(model) is ScoreModel and model.call is None and model.output is None
     if not plain or not isinstance(model.net, nn.Module) or model._forward_hooks or model._forward_pre_hooks:
         return True
-    if x.dim() != 2 or not x.is_cpu or lines > MAX_LINES or native_obstacle("mlp", x):
+    if x.dim() != 2 or not x.is_cpu or native_obstacle("mlp", x) or t.shape != x.shape[:1]:
+        return True
+    if any(v.shape[-2:] != x.shape or v.dtype != x.dtype for v in vectors):
         return True
     return any(
-        not isinstance(value, Tensor) or value.dim() != 2 or value.dtype != x.dtype or value.requires_grad
+        not isinstance(value, Tensor)
+        or value.dim() != 2
+        or len(value) != len(x)
+        or value.dtype != x.dtype
+        or value.requires_grad
         for value in condition.values()
     )
 

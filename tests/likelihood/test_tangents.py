@@ -255,6 +255,11 @@ def test_what_the_kernels_do_not_take(caplog):
     assert native_tangents(model, x, t, directions.expand(3, -1, -1)[:1].expand(48, -1, -1), {}) is None
     assert native_tangents(model, x.half(), t, directions.half(), {}) is None
     assert native_expansion(model, x.float(), t, directions.float(), {}, second=True) is None
+    for more in ({"mixing": x.float()}, {"cotangents": directions[:, :4]}):
+        assert native_expansion(model, x, t, directions, {}, **more) is None
+    assert native_tangents(model, x, t[0], directions, {}) is None
+    few = {"condition": torch.ones(1, 2, dtype=torch.float64)}
+    assert native_tangents(model_of(condition_dim=2), x, t, directions, few) is None
     read = fastlik.wrap(model.net, fastlik.VP(), "noise", output=lambda out: 2 * out)
     assert native_tangents(read, x, t, directions, {}) is None
     with torch.autocast("cpu"):

@@ -121,7 +121,8 @@ struct MlpSecond {
   const MlpTerm* terms;  // (count,)
 };
 
-// An evaluation that is run backwards later: `tiles` tiles of `rows` rows, which leave `bytes` each.
+// An evaluation that is run backwards later: `tiles` tiles of `rows` rows, which leave `bytes` each.  Its products
+// are those of MlpEvaluateArgs and the lines of second order after them.
 struct MlpTape {
   int64_t rows, tiles, bytes;
   void* at;

@@ -84,10 +84,10 @@ class Trainable:
     def pulled(
         self, x: Tensor, time: Tensor, conditions: dict[str, Tensor], vectors: Tensor, cotangents: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(F(x) (B, d), J v (K, B, d), gradient (B, d)) for vectors v and cotangents c (K, B, d), 1 + 2 K of
-        which MAX_LINES at most: the gradient is that of the sum over k of <c_k, J v_k> by x.
+        """(F(x) (B, d), J v (K, B, d), gradient (B, d)) for vectors v and cotangents c (K, B, d).
 
-        Differentiable once, by x, vectors, cotangents and the network's parameters.
+        The gradient is that of the sum over k of <c_k, J v_k> by x.  Differentiable once, by x, vectors,
+        cotangents and the network's parameters; the backward pass has 1 + 2 K lines, MAX_LINES at most.
         """
         return _Pulled.apply(self, x, time, conditions, vectors, cotangents, *self.leaves)
 
