@@ -147,11 +147,6 @@ inline bool any(Integers<T> mask) {
 template <class T>
 inline void sine_cosine(Vector<T> x, Vector<T>& sine, Vector<T>& cosine) {
   using C = Constants<T>;
-  if (any<T>(absolute<T>(x) > C::trigonometric_limit)) {
-    sine = by_lane<T>(x, [](T v) { return T(std::sin(v)); });
-    cosine = by_lane<T>(x, [](T v) { return T(std::cos(v)); });
-    return;
-  }
   const Vector<T> shifted = x * T(0.63661977236758134) + C::round;
   const Vector<T> n = shifted - C::round;
   const Vector<T> r = ((x - n * C::quarter[0]) - n * C::quarter[1]) - n * C::quarter[2];
@@ -164,6 +159,11 @@ inline void sine_cosine(Vector<T> x, Vector<T>& sine, Vector<T>& cosine) {
   cosine = odd ? s : c;
   sine = (quadrant & 2) != 0 ? -sine : sine;
   cosine = ((quadrant + 1) & 2) != 0 ? -cosine : cosine;
+  const Integers<T> far = absolute<T>(x) > C::trigonometric_limit;
+  if (!any<T>(far)) return;
+  // in these lanes alone: no result may depend on what lies beyond the end of a line
+  sine = far ? by_lane<T>(x, [](T v) { return T(std::sin(v)); }) : sine;
+  cosine = far ? by_lane<T>(x, [](T v) { return T(std::cos(v)); }) : cosine;
 }
 
 // One specialisation for each MlpFunction; `p` is its parameter.
