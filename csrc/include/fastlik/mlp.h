@@ -109,8 +109,8 @@ struct MlpJetArgs {
   void* derivatives;    // (order, directions, rows, dim)
 };
 
-// D^2 F along the tangents of lines a and b, which line `out` has a share of.  Line 0 is the value's, the tangents
-// follow, and then the lines of second order.
+// D^2 F along the tangents of lines a and b, which is added to line `out`.  Line 0 is the value's, the tangents follow,
+// and then the lines of second order.
 struct MlpTerm {
   int32_t a, b, out;
 };
