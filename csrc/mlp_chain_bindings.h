@@ -18,7 +18,8 @@ MlpChain read_chain(const py::tuple& chain) {
   MlpChain n{};
   const auto sizes = chain[0].cast<py::tuple>(), addresses = chain[1].cast<py::tuple>();
   Reader size(sizes), tensor(addresses);
-  for (int64_t* to : {&n.dim, &n.inputs, &n.outputs, &n.op_count, &n.tiles}) *to = size.next<int64_t>();
+  for (int64_t* to : {&n.dim, &n.inputs, &n.outputs, &n.op_count, &n.tiles, &n.trace_chunks})
+    *to = size.next<int64_t>();
   n.precision = size.next<int32_t>();
   for (int64_t* to : {&n.panels, &n.features, &n.coefficients, &n.row_features, &n.warps, &n.blocks})
     *to = size.next<int64_t>();
@@ -53,10 +54,11 @@ int64_t mlp_chain_bytes(const std::string& method, int64_t inputs, int64_t count
 }
 
 // Bytes of shared memory that a block needs at least.
-int64_t mlp_chain_shared_bytes(int64_t tiles, int64_t outputs, int32_t precision) {
+int64_t mlp_chain_shared_bytes(int64_t tiles, int64_t outputs, int64_t trace_chunks, int32_t precision) {
   MlpChain n{};
   n.tiles = tiles;
   n.outputs = outputs;
+  n.trace_chunks = trace_chunks;
   n.precision = precision;
   return cuda::chain_shared_bytes(n, cuda::kTogether);
 }

@@ -85,7 +85,7 @@ void mlp_evaluate(const MlpNetwork& net, const MlpEvaluateArgs& a, int threads) 
 template <class T>
 void mlp_grid(const MlpNetwork& net, const MlpGridArgs& a, int threads) {
   if (a.in.rows == 0) return;
-  const Tile tile(a.in.rows, tangents_of(net, a.trace), threads);
+  const Tile tile(a.in.rows, a.trace.tangents(net.dim), threads);
   // everything that depends on the time alone, once for all rows
   const Workspace table(MlpEvaluator<T>::table_size(net) * a.evaluations * int64_t(sizeof(T)), 1);
   T* times = reinterpret_cast<T*>(table.of_thread());
@@ -106,7 +106,7 @@ void mlp_grid(const MlpNetwork& net, const MlpGridArgs& a, int threads) {
 template <class T>
 void mlp_adaptive(const MlpNetwork& net, const MlpAdaptiveArgs& a, int threads) {
   if (a.in.rows == 0) return;
-  const Tile tile(a.in.rows, tangents_of(net, a.trace), threads);
+  const Tile tile(a.in.rows, a.trace.tangents(net.dim), threads);
   const Workspace workspace(AdaptiveTile<T>::bytes(net, a, tile), threads);
   Queue queue(a.in.rows);
 #pragma omp parallel num_threads(threads) if (tile.count > 1)
@@ -116,7 +116,7 @@ void mlp_adaptive(const MlpNetwork& net, const MlpAdaptiveArgs& a, int threads) 
 template <class T>
 void mlp_adams(const MlpNetwork& net, const MlpAdamsArgs& a, int threads) {
   if (a.in.rows == 0) return;
-  const Tile tile(a.in.rows, tangents_of(net, a.trace), threads);
+  const Tile tile(a.in.rows, a.trace.tangents(net.dim), threads);
   const Workspace workspace(AdamsTile<T>::bytes(net, a, tile), threads);
   Queue queue(a.in.rows);
 #pragma omp parallel num_threads(threads) if (tile.count > 1)

@@ -83,11 +83,6 @@ struct Coefficients {
   double input_scale, of_state, of_output;
 };
 
-// Tangents that the divergence needs beside each row.
-inline int64_t tangents_of(const MlpNetwork& net, const MlpTrace& trace) {
-  return trace.mode == kProbes ? trace.probes : trace.mode == kExact ? net.dim : 0;
-}
-
 template <class T>
 class MlpField {
  public:

@@ -51,7 +51,8 @@ class ChainField {
  public:
   FASTLIK_DEVICE_MEMBER ChainField(const MlpChain& n, const MlpRows& in, const MlpTrace& trace, int groups,
                                    unsigned char* shared)
-      : n_(n), in_(in), trace_(trace), lane_(thread() % 32), q_(lane_ % 4), network_(n, groups, shared) {}
+      : n_(n), in_(in), trace_(trace), lane_(thread() % 32), q_(lane_ % 4),
+        network_(n, groups, trace.mode == kClosedForm, shared) {}
 
   FASTLIK_DEVICE_MEMBER int lane() const { return lane_; }
   FASTLIK_DEVICE_MEMBER bool leads() const { return q_ == 0; }
@@ -95,25 +96,25 @@ class ChainField {
   FASTLIK_DEVICE_MEMBER void evaluate(const ChainPoint& at, const ChainCoefficients& c, int64_t node, bool traced,
                                       const float* state, float* slope, double* parts, After after) {
     traced &= trace_.mode != kNoTrace;
-    const bool exact = trace_.mode == kExact, present = at.row >= 0;
-    const int64_t passes = !traced ? 1 : exact ? n_.dim : trace_.probes;
+    const bool exact = trace_.mode == kExact, closed = traced && trace_.mode == kClosedForm, present = at.row >= 0;
+    const int64_t tangents = traced ? trace_.tangents(n_.dim) : 0;
     const double of_network = c.of_output * c.input_scale;
     double total = 0;
     network_.place(at);
-    for (int64_t t = 0; t < passes; ++t) {
+    for (int64_t t = 0; t == 0 || t < tangents; ++t) {
       for (int k = 0; k < entries() / kOwn; ++k) {
         float x[kOwn] = {}, v[kOwn] = {};
         for (int i = 0; i < kOwn && present; ++i) x[i] = float(c.input_scale) * state[(k * kOwn + i) * 32];
-        if (traced && present) tangent(at.row, node, t, k, v);
+        if (tangents && present) tangent(at.row, node, t, k, v);
         network_.put(k, x, v);
       }
-      network_.run();
+      network_.run(closed);
       if (!present) continue;
       double square = 0, quadratic = 0;
       for (int k = 0; k < entries() / kOwn; ++k) {
         float output[kOwn], product[kOwn], v[kOwn] = {};
         network_.get(k, output, product);
-        if (traced) tangent(at.row, node, t, k, v);
+        if (tangents) tangent(at.row, node, t, k, v);
         for (int i = 0; i < kOwn; ++i) {
           const int entry = (k * kOwn + i) * 32;
           if (t == 0) slope[entry] = float(c.of_state) * state[entry] + float(c.of_output) * output[i];
@@ -123,9 +124,10 @@ class ChainField {
         }
       }
       if (!traced) continue;
+      if (closed) square = leads() ? double(n_.dim) : 0, quadratic = network_.trace();
       const double divergence = c.of_state * quad_sum(square) + of_network * quad_sum(quadratic);
       total = exact ? total + divergence : divergence;
-      if (!exact || t + 1 == passes) after(exact ? 0 : t, total);
+      if (!exact || t + 1 == tangents) after(exact ? 0 : t, total);
     }
   }
 

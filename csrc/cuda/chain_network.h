@@ -5,6 +5,9 @@
 // feature, so that an activation function and its derivative need no exchange, and what a lane has formed of
 // one product is, rounded, what the same lane of any warp reads for the next.  So activations lie in shared
 // memory by lane; weights come from global memory (they stay in the caches), each used for two groups.
+//
+// Where the trace is taken in closed form there are no tangents, and their lines hold the slopes of the
+// activation functions instead.
 #pragma once
 
 #include "chain_lines.h"
@@ -29,11 +32,13 @@ struct Weight<kHalf> {
 template <int kPrecision>
 class ChainNetwork {
  public:
-  FASTLIK_DEVICE_MEMBER ChainNetwork(const MlpChain& n, int groups, unsigned char* shared)
+  // slopes: whether the tangents' lines hold those.
+  FASTLIK_DEVICE_MEMBER ChainNetwork(const MlpChain& n, int groups, bool slopes, unsigned char* shared)
       : n_(n), groups_(groups), lane_(thread() % 32), g_(lane_ / 4), q_(lane_ % 4), warp_(thread() / 32),
-        outputs_(reinterpret_cast<float4*>(shared)),
+        slopes_(slopes), outputs_(reinterpret_cast<float4*>(shared)),
         points_(reinterpret_cast<ChainPoint*>(outputs_ + groups * n.outputs / 8 * 32)),
-        lines_(n.tiles, points_ + groups * kSamples) {
+        traces_(reinterpret_cast<float*>(points_ + groups * kSamples)),
+        lines_(n.tiles, traces_ + groups * kSamples * n.trace_chunks) {
     const int64_t words = chain_shared_bytes(n, groups) / 4;  // padding must hold numbers
     for (int64_t i = thread(); i < words; i += threads()) reinterpret_cast<uint32_t*>(shared)[i] = 0;
     block_barrier();
@@ -62,10 +67,17 @@ class ChainNetwork {
     }
   }
 
-  // All threads of the block together: outputs from inputs.
-  FASTLIK_DEVICE_MEMBER void run() {
+  // The lane's share of the trace in closed form of its sample in the warp's own group.
+  FASTLIK_DEVICE_MEMBER double trace() const {
+    double sum = 0;
+    for (int chunk = q_; owns() && chunk < n_.trace_chunks; chunk += 4) sum += traces_[trace_index(warp_, chunk)];
+    return sum;
+  }
+
+  // All threads of the block together: outputs from inputs, and the trace in closed form if `traced`.
+  FASTLIK_DEVICE_MEMBER void run(bool traced) {
     block_barrier();
-    for (int64_t i = 0; i < n_.op_count; ++i) {
+    for (int64_t i = 0; i < n_.op_count + traced; ++i) {
       const ChainOp& op = n_.ops[i];
       if (op.code == kNormalised) {
         for (int group = warp_; group < groups_; group += threads() / 32) normalise(op, group);
@@ -82,11 +94,14 @@ class ChainNetwork {
   FASTLIK_DEVICE_MEMBER int output_index(int group, int tile) const {
     return (group * int(n_.outputs / 8) + tile) * 32 + lane_;
   }
+  FASTLIK_DEVICE_MEMBER int trace_index(int group, int chunk) const {
+    return (group * int(n_.trace_chunks) + chunk) * kSamples + g_;
+  }
 
   // Chunk `chunk` of an operation's result for two groups.
   FASTLIK_DEVICE_MEMBER void form(const ChainOp& op, int chunk, int first) {
     Tile8 tiles[kTogether][kChunk];
-    if (op.code == kProduct) {
+    if (op.code != kPart) {
       product(op, chunk, first, tiles);
     } else {
 #pragma unroll
@@ -98,7 +113,10 @@ class ChainNetwork {
         }
     }
 #pragma unroll
-    for (int m = 0; m < kTogether; ++m) finish(op, chunk, first + m, tiles[m]);
+    for (int m = 0; m < kTogether; ++m) {
+      if (op.code == kClosedTrace) add_up(op, chunk, first + m, tiles[m]);
+      else finish(op, chunk, first + m, tiles[m]);
+    }
   }
 
   // Whether tiles n and n + 1 of the chunk belong to the result.
@@ -170,6 +188,19 @@ class ChainNetwork {
     }
   }
 
+  // What a chunk of weight a' has of the trace.
+  FASTLIK_DEVICE_MEMBER void add_up(const ChainOp& op, int chunk, int group, const Tile8 (&tiles)[kChunk]) const {
+    float sum = 0;
+#pragma unroll
+    for (int n = 0; n < kChunk; n += 2) {
+      Tile8 left{{0, 0, 1, 1}}, right = left;
+      if (op.b >= 0) lines_.load(group, op.b + chunk * 2 + n / 2, left, right);
+      for (int i = 2; i < 4; ++i) sum += tiles[n].at[i] * left.at[i] + tiles[n + 1].at[i] * right.at[i];
+    }
+    const double whole = op.parameter * quad_sum(sum);
+    if (q_ == 0) traces_[trace_index(group, chunk)] = float(whole);
+  }
+
   // All but the product, on a chunk of a group; then to where it is read.
   FASTLIK_DEVICE_MEMBER void finish(const ChainOp& op, int chunk, int group, Tile8 (&tiles)[kChunk]) {
     const ChainPoint point = points_[group * kSamples + g_];
@@ -211,12 +242,12 @@ class ChainNetwork {
   FASTLIK_DEVICE_MEMBER static float4 as_float4(const Tile8& t) { return {t.at[0], t.at[1], t.at[2], t.at[3]}; }
 
   template <class F>
-  FASTLIK_DEVICE_MEMBER static void activate(Tile8& tile, F f) {
+  FASTLIK_DEVICE_MEMBER void activate(Tile8& tile, F f) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const FunctionDual y = f(tile.at[i]);
       tile.at[i] = y.value;
-      tile.at[2 + i] *= y.slope;
+      tile.at[2 + i] = slopes_ ? y.slope : y.slope * tile.at[2 + i];
     }
   }
 
@@ -284,8 +315,10 @@ class ChainNetwork {
 
   const MlpChain& n_;
   const int groups_, lane_, g_, q_, warp_;
+  const bool slopes_;
   float4* outputs_;
   ChainPoint* points_;
+  float* traces_;  // (groups, chunks, samples)
   ChainLines<kPrecision> lines_;
 };
 

@@ -47,7 +47,7 @@ class Fused:
     @property
     def has_closed_form(self) -> bool:
         """Whether the exact divergence takes no tangents."""
-        return self.packed.program.trace is not None and not isinstance(self.packed, PackedChain)
+        return self.packed.program.trace is not None
 
     def ode(self, u: Tensor) -> Ode:
         """dz/du at clock values u (N,) float64, as an affine function of z and the network's output."""

@@ -82,7 +82,7 @@ def ode_nll(
         tolerance: discretisation error aimed at, in nats per dimension.  With "adams", a row whose
             estimated error misses it is solved again, and flagged where that does not help.
         divergence: "exact" (d tangents), "hutchinson", or "auto": exact up to 16 dimensions, and where a
-            kernel has it in closed form (on the CPU, MLPs of one or two hidden layers).
+            kernel has it in closed form (MLPs of one or two hidden layers).
         probes, probe, probe_mode: Hutchinson probes per row, "rademacher" or "gaussian", drawn anew for
             each step ("fresh", less variance) or kept along the ODE ("frozen", as published).  Each row
             has a standard error from two probes on, with "adams" and fresh probes from the first.

@@ -78,6 +78,8 @@ struct MlpTrace {
   uint64_t seed;
   bool fresh;
   FASTLIK_METHOD int64_t columns() const { return mode == kNoTrace ? 0 : mode == kProbes ? probes : 1; }
+  // That a divergence needs beside each row.
+  FASTLIK_METHOD int64_t tangents(int64_t dim) const { return mode == kProbes ? probes : mode == kExact ? dim : 0; }
 };
 
 struct MlpRows {

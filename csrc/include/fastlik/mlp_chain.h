@@ -15,7 +15,7 @@ constexpr int kChunk = 4;  // tiles of 8 outputs that a warp forms at a time
 // fp32's accuracy; plain fp32.
 enum ChainPrecision : int32_t { kHalf = 0, kSplit = 1, kFull = 2 };
 
-enum ChainCode : int64_t { kProduct, kPart, kNormalised };
+enum ChainCode : int64_t { kProduct, kPart, kNormalised, kClosedTrace };
 
 // What depends on the time and on the condition alone, their sum: features of the tables; below 0: nothing.
 struct ChainTerm {
@@ -25,7 +25,9 @@ struct ChainTerm {
 
 // out = f(factor * (x + b + shift)), where x is the product of weight and a (kProduct) or a itself; kNormalised:
 // out = (a - mean) / sqrt(variance + parameter) over `width` features.  out, a and b are tiles of 16 features,
-// out < 0 is the network's output, b < 0 is left out, and so is f where function < 0.
+// out < 0 is the network's output, b < 0 is left out, and so is f where function < 0.  kClosedTrace: tr J =
+// parameter * sum of (weight a') * b', where a' and b' are the tangents' lines, which then hold the slopes f'; where
+// b < 0, b' = 1.
 // A weight is padded with zeros to `inputs` (of 16) and `outputs` (of 32); in 16 x 8 tiles (input, output), by
 // chunk of output tiles, input tile, tile of the chunk, lane of a warp.  kSplit: the low halves beside the high
 // ones.  kFull: (inputs, outputs) float32.
@@ -40,6 +42,7 @@ struct ChainOp {
 struct MlpChain {
   int64_t dim, inputs, outputs;  // the state padded to a multiple of 16, the network's output to one of 32
   int64_t op_count, tiles;       // tiles of 16 features of each line
+  int64_t trace_chunks;          // of the operation after these, a kClosedTrace; 0 where there is none
   int32_t precision;
   const ChainOp* ops;
   // (panels, features, coefficients) of what depends on the time: on each panel of the clock a polynomial in x,
@@ -72,7 +75,8 @@ FASTLIK_MATH int64_t chain_shared_bytes(const MlpChain& n, int64_t groups) {
   const int64_t line = n.precision == kHalf    ? 2 * 16 * n.tiles
                        : n.precision == kSplit ? 4 * 16 * n.tiles
                                                : 4 * (16 * n.tiles + kLinePadding);
-  return groups * (16 * line + n.outputs / 8 * 32 * 16 + kSamples * int64_t(sizeof(ChainPoint)));
+  const int64_t sample = int64_t(sizeof(ChainPoint)) + n.trace_chunks * int64_t(sizeof(float));
+  return groups * (16 * line + n.outputs / 8 * 32 * 16 + kSamples * sample);
 }
 
 }  // namespace cuda

@@ -18,7 +18,7 @@ from .recognise import Unrecognised
 
 MAX_DIM, MAX_WIDTH, MAX_OPS = 256, 512, 64
 _ACTIVATIONS = FUNCTIONS[: FUNCTIONS.index("cos")]
-CODES = ("product", "part", "normalised")
+CODES = ("product", "part", "normalised", "closed trace")
 
 
 @dataclass
@@ -59,6 +59,7 @@ class Link:
     """out = f(factor * (x + b + shift)), x the product of weight and a, or a itself, or a normalised.
 
     out, a, b: tiles; out = -1 is the network's output, b = -1 is left out.  width: features of out.
+    "closed trace": tr J, the sum of (weight a') * b' over the slopes f' of the activations that a and b are.
     """
 
     code: str
@@ -75,10 +76,11 @@ class Link:
 
 @dataclass(frozen=True)
 class Chain:
-    """The state lies in the first tiles."""
+    """The state lies in the first tiles.  trace: tr J in closed form, where there is one."""
 
     program: Program
     links: tuple[Link, ...]
+    trace: Link | None
     tiles: int
     times: Table
     rows: Table
@@ -92,6 +94,11 @@ class Chain:
     def outputs(self) -> int:
         """Of the padded output."""
         return multiple(self.program.dim, 32)
+
+    @property
+    def trace_chunks(self) -> int:
+        """Of 32 features, that the trace is the sum over."""
+        return 0 if self.trace is None else multiple(self.trace.width, 32) // 32
 
 
 def multiple(size: int, of: int) -> int:
@@ -121,6 +128,8 @@ class _Links:
     def __init__(self, program: Program, ops: list[Op]) -> None:
         self.program, self.ops = program, ops
         self.tiles: dict[int, int] = {}
+        self.slopes: dict[int, int] = {}  # buffers of slopes: the tiles whose tangents' lines hold them
+        self.held: set[int] = set()  # buffers whose tiles the trace reads, at the very end
         self.count = 0
         self.spare = 0  # a chunk of a part that begins in the middle may end beyond the last tile
         self.times, self.rows = Table(), Table()
@@ -137,14 +146,27 @@ class _Links:
                 links.append(link)
             else:
                 links[-1] = joined
-        return Chain(self.program, tuple(links), self.count + self.spare, self.times, self.rows)
+        tiles = self.count + self.spare
+        return Chain(self.program, tuple(links), self._trace(), tiles, self.times, self.rows)
+
+    def _trace(self) -> Link | None:
+        """The closed form (``program.ClosedForm``), whose last slopes are left out with one hidden layer."""
+        if self.program.trace is None:
+            return None
+        product, *dot = self.program.ops[self.program.value_ops :]
+        last = self.slopes[dot[0].b.buffer] if dot else -1
+        first, width = self.slopes[product.a.buffer], product.out.width
+        return Link("closed trace", -1, first, width, last, weight=product.weight)
 
     def _link(self, op: Op) -> Link:
         a, b = op.a, op.b
         if op.code == "add" and not self._depends(a) & STATE:
             a, b = b, a
+        source = self._tile(a)
+        if op.out.buffer in self.held:
+            del self.tiles[op.out.buffer]
         out = -1 if op is self.ops[-1] else self._tile(op.out)
-        link = Link("part", out, self._tile(a), op.out.width)
+        link = Link("part", out, source, op.out.width)
         if op.code == "linear":
             link = replace(link, code="product", weight=op.weight)
         elif op.code == "normalise":
@@ -152,6 +174,9 @@ class _Links:
         elif op.code == "function":
             if op.function not in _ACTIVATIONS:
                 raise Unrecognised(f"the CUDA kernels have no {op.function} of the state")
+            if b is not None:
+                self.slopes[b.buffer] = out
+                self.held.add(op.out.buffer)
             return replace(link, function=op.function, parameter=op.parameter)
         elif op.code == "multiply":
             if self._depends(b) & STATE:

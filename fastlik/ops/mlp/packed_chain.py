@@ -43,14 +43,15 @@ class PackedChain(Packed):
         self.program, self.dtype = chain.program, torch.float32
         self.chain, self.device, self.precision = chain, device, precision
         self.inputs = multiple(chain.program.dim, 16)
-        sizes = (chain.tiles, chain.outputs, PRECISIONS.index(precision))
+        sizes = (chain.tiles, chain.outputs, chain.trace_chunks, PRECISIONS.index(precision))
         needed, there = native_module().mlp_chain_shared_bytes(*sizes), _device(device).shared_bytes
         if needed > there:
             raise Unrecognised(
                 f"layers of {chain.width} units take {needed} bytes of shared memory, {device} has {there}"
             )
         self._weights: list[Tensor] = []  # the operations hold their addresses
-        self.ops = torch.tensor([self._numbers(link) for link in chain.links], device=device)
+        links = chain.links if chain.trace is None else (*chain.links, _scaled(chain.trace))
+        self.ops = torch.tensor([self._numbers(link) for link in links], device=device)
         self._tables: WeakKeyDictionary[ClockTable, tuple[Tensor, Tensor]] = WeakKeyDictionary()
 
     def _numbers(self, link: Link) -> tuple[int, ...]:
@@ -154,7 +155,8 @@ class PackedChain(Packed):
             breaks, times = self.table(over)
         else:
             breaks, times = None, self.of_times(over.ode.time).float()[..., None].contiguous()
-        divergence = replace(divergence, mode="exact") if divergence.mode == "closed form" else divergence
+        if divergence.mode == "closed form" and self.chain.trace is None:
+            divergence = replace(divergence, mode="exact")
         chain, _kept = self._chain(method, z, conditions, breaks, times, divergence, sizes[1])
         call_native(method, z, chain, sizes, tuple(map(address, tensors)), (), divergence.arguments, *more)
 
@@ -181,10 +183,19 @@ class PackedChain(Packed):
         queue = z.new_empty(1, dtype=torch.int64)
         rows = self._of_rows(conditions)
         kept = [self.ops, breaks, times, rows, memory, queue]
-        lines = (self.program.dim, self.inputs, chain.outputs, len(chain.links), chain.tiles)
+        lines = (self.program.dim, self.inputs, chain.outputs)
+        links = (len(chain.links), chain.tiles, chain.trace_chunks)
         tables = (len(times), *times.shape[1:], 0 if rows is None else rows.shape[1])
-        sizes = (*lines, PRECISIONS.index(self.precision), *tables, warps, blocks)
+        sizes = (*lines, *links, PRECISIONS.index(self.precision), *tables, warps, blocks)
         return (sizes, tuple(map(address, kept))), kept
+
+
+def _scaled(trace: Link) -> Link:
+    """The same with its weights near the top of fp16's range: they are products of three, and small ones lose
+    digits."""
+    exponent = int(torch.frexp(trace.weight.detach().abs().max()).exponent) - 15
+    weight = torch.ldexp(trace.weight.detach().double(), torch.tensor(-exponent))
+    return replace(trace, weight=weight, parameter=2.0**exponent)
 
 
 class _Device(NamedTuple):

@@ -8,6 +8,7 @@ import fastlik
 from fastlik.derivatives.probes import probe
 from fastlik.ops.mlp import Divergence, Ode, Unrecognised, recognise, reference
 from fastlik.ops.mlp.chain import chain_of
+from fastlik.ops.mlp.graph import STATE
 from fastlik.ops.mlp.grid import adams_bashforth, runge_kutta
 from fastlik.ops.mlp.packed_chain import PackedChain, _Device
 from fastlik.solvers.tableau import HEUN
@@ -20,6 +21,7 @@ NETWORKS = (
 TIMES = torch.linspace(0.1, 1, 5, dtype=torch.float64)
 # largest difference of states and divergences of order 1
 ACCURACY = {"fp16": 5e-3, "fp16x2": 1e-5, "fp32": 1e-5}
+EXACT, CLOSED = Divergence("exact"), Divergence("closed form")
 
 
 def ode(u):
@@ -78,7 +80,7 @@ def check(program, rows, table, divergence, precision="fp16x2"):
         double,
         table,
         probes if divergence.mode == "probes" else None,
-        divergence.mode in ("exact", "closed form"),
+        divergence in (EXACT, CLOSED),
     )
     actual = integrate(program, z, conditions, table, divergence, ids, precision)
     tolerance = ACCURACY[precision]
@@ -91,14 +93,14 @@ def check(program, rows, table, divergence, precision="fp16x2"):
 @pytest.mark.parametrize("width", [30, 128])
 def test_precisions(emulator, precision, width):
     program = program_of(width=width, depth=2 if width == 128 else 3)
-    check(program, 3, HEUN_TABLE, Divergence("exact"), precision)
+    check(program, 3, HEUN_TABLE, EXACT, precision)
 
 
 @pytest.mark.parametrize(
     "divergence",
     [
         Divergence("none"),
-        Divergence("exact"),
+        EXACT,
         Divergence("probes", 3, seed=2**40 + 7, first_draw=2),
         Divergence("probes", 1, fresh=False),
     ],
@@ -120,7 +122,7 @@ def test_sizes(emulator, dim, width, depth):
 @pytest.mark.parametrize("precision", ["fp16x2", "fp32"])
 def test_several_warps_and_blocks(emulator, rows, groups, precision):
     emulator.set_groups(groups)
-    check(program_of(depth=1), rows, HEUN_TABLE, Divergence("exact"), precision)
+    check(program_of(depth=1), rows, HEUN_TABLE, EXACT, precision)
 
 
 @pytest.mark.parametrize(
@@ -147,21 +149,65 @@ def test_activations(emulator, activation):
         return layers[-1](x)
 
     program = recognise(network, 3, {}, TIMES, torch.float64, torch.device("cpu"))
-    check(program, 4, HEUN_TABLE, Divergence("exact"))
+    for divergence in (EXACT, CLOSED):
+        check(program, 4, HEUN_TABLE, divergence)
 
 
 def test_conditions(emulator):
-    check(program_of(condition_dim=4), 5, HEUN_TABLE, Divergence("exact"))
+    check(program_of(condition_dim=4), 5, HEUN_TABLE, EXACT)
 
 
-def test_bad_rows_are_flagged_alone(emulator):
-    program = program_of()
+@pytest.mark.parametrize("precision", ACCURACY)
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize(("dim", "width", "condition"), [(3, 48, 2), (17, 100, 0), (64, 256, 5)])
+def test_closed_form_of_the_trace(emulator, dim, width, condition, depth, precision):
+    program = program_of(dim=dim, width=width, depth=depth, condition_dim=condition)
+    check(program, 5, HEUN_TABLE, CLOSED, precision)
+
+
+def test_closed_form_at_some_nodes_alone(emulator):
+    emulator.set_groups(4)
+    check(program_of(dim=13, depth=2), 67, ADAMS_TABLE, CLOSED)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 0.0])
+def test_closed_form_of_small_weights(emulator, scale):
+    """Products of three weights, below fp16's range; the trace is judged by its own size."""
+    torch.manual_seed(0)
+    net = fastlik.nn.MLP(20, width=40, depth=2).double()
+    nn.init.normal_(net.out.weight, std=scale)
+    program = recognise(net, 20, {}, TIMES, torch.float64, torch.device("cpu"))
+    table = runge_kutta(lambda u: ode(u)._replace(of_state=0 * u), grid(2), HEUN.a, HEUN.b, HEUN.c)
+    z = torch.randn(5, 20)
+    _, expected = reference.integrate_grid(program, z.double(), {}, table, None, True)
+    _, actual, _ = integrate(program, z, {}, table, CLOSED, torch.arange(5))
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6 * scale)
+
+
+def test_closed_form_with_a_sum_in_the_place_of_an_activation(emulator):
+    """A network as wide as its output: what follows the activations may take over their memory."""
+    torch.manual_seed(0)
+    first, second, last = (nn.Linear(20, 20).double() for _ in range(3))
+    of_condition = nn.Linear(4, 20).double()
+
+    def network(x, t, condition):
+        return last(second(first(x).tanh()).tanh()) + t[:, None] + of_condition(condition)
+
+    program = recognise(network, 20, {"condition": 4}, TIMES, torch.float64, torch.device("cpu"))
+    written = [op.out.buffer for op in program.ops if op.depends & STATE]
+    assert len(set(written)) < len(written)
+    check(program, 5, HEUN_TABLE, CLOSED)
+
+
+@pytest.mark.parametrize("divergence", [EXACT, CLOSED], ids=lambda divergence: divergence.mode)
+def test_bad_rows_are_flagged_alone(emulator, divergence):
+    program = program_of(depth=2)
     z = torch.randn(10, 2, generator=torch.Generator().manual_seed(0))
     rows = torch.arange(10)
-    clean = integrate(program, z, {}, HEUN_TABLE, Divergence("exact"), rows)
+    clean = integrate(program, z, {}, HEUN_TABLE, divergence, rows)
     z[3], z[9] = torch.nan, torch.inf
     for precision in ("fp16x2", "fp32"):
-        latent, q, first_bad = integrate(program, z, {}, HEUN_TABLE, Divergence("exact"), rows, precision)
+        latent, q, first_bad = integrate(program, z, {}, HEUN_TABLE, divergence, rows, precision)
         assert first_bad[[3, 9]].tolist() == [1, 1]
         fine = torch.ones(10, dtype=torch.bool)
         fine[[3, 9]] = False
@@ -199,13 +245,13 @@ def test_parts_of_lines(emulator):
         return last(torch.nn.functional.silu(z))
 
     program = recognise(network, 3, {}, TIMES, torch.float64, torch.device("cpu"))
-    check(program, 5, HEUN_TABLE, Divergence("exact"))
+    check(program, 5, HEUN_TABLE, EXACT)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_residual_blocks_in_other_precisions(emulator, case, precision):
     _, program, _, _ = case("film", torch.float64)
-    check(program, 5, HEUN_TABLE, Divergence("exact"), precision)
+    check(program, 5, HEUN_TABLE, EXACT, precision)
 
 
 def test_what_the_kernel_does_not_take_is_refused():
