@@ -103,10 +103,14 @@ def bench_likelihood(benchmark, rows, peer):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize(("dim", "width", "depth"), [(2, 128, 4), (16, 256, 4), (64, 512, 4)])
+@pytest.mark.parametrize(
+    ("dim", "width", "depth", "mode"),
+    [(2, 128, 4, "probes"), (16, 256, 4, "probes"), (64, 512, 4, "probes"), (64, 256, 2, "closed form")],
+)
 @torch.no_grad()
-def bench_products(benchmark, dim, width, depth, precision):
-    """Sixteen RK4 steps with one probe: the rate of the network's products and its tangents'."""
+def bench_products(benchmark, dim, width, depth, mode, precision):
+    """Sixteen RK4 steps with one probe: the rate of the network's products and its tangents'.  Or with the
+    exact trace in closed form, where one more product takes the tangents' place."""
     rows, steps = 65_536, 16
     torch.manual_seed(0)
     net = fastlik.nn.MLP(dim, width=width, depth=depth).cuda()
@@ -119,12 +123,15 @@ def bench_products(benchmark, dim, width, depth, precision):
     z, ids = torch.randn(rows, dim, device="cuda"), torch.arange(rows, device="cuda")
 
     def run() -> Tensor:
-        return packed.integrate_grid(z, {}, table, Divergence("probes"), ids)[0]
+        return packed.integrate_grid(z, {}, table, Divergence(mode), ids)[0]
 
     median = milliseconds(run, rounds=5)
-    work = 2 * 2 * rows * len(table.u) * (2 * dim * width + (depth - 1) * width**2)
+    of_value = 2 * dim * width + (depth - 1) * width**2
+    of_trace = width**2 if mode == "closed form" else of_value
+    work = 2 * rows * len(table.u) * (of_value + of_trace)
+    trace = ", exact trace in closed form" if mode == "closed form" else ""
     benchmark.extra_info |= {
-        "op": f"products of an MLP of {depth} x {width}, d = {dim}",
+        "op": f"products of an MLP of {depth} x {width}, d = {dim}{trace}",
         "peer": "kernel",
         "dtype": precision,
         "milliseconds": median,

@@ -42,6 +42,19 @@ SIZES = [(2, 64, 3), (2, 128, 4), (13, 100, 2), (16, 256, 8), (64, 512, 2)]
 @pytest.mark.parametrize("rows", [0, 1, 9, 1000, 20_000])
 @pytest.mark.parametrize(("dim", "width", "depth"), SIZES)
 def test_states_and_divergences(dim, width, depth, rows, precision):
+    check(dim, width, depth, rows, precision, Divergence("exact"))
+
+
+@pytest.mark.parametrize("precision", ACCURACY)
+@pytest.mark.parametrize("rows", [1, 20_000])
+@pytest.mark.parametrize(
+    ("dim", "width", "depth"), [(2, 48, 1), (3, 100, 2), (17, 512, 1), (64, 256, 2), (64, 512, 2)]
+)
+def test_closed_forms_of_the_trace(dim, width, depth, rows, precision):
+    check(dim, width, depth, rows, precision, Divergence("closed form"))
+
+
+def check(dim, width, depth, rows, precision, divergence):
     torch.manual_seed(0)
     net = fastlik.nn.MLP(dim, width=width, depth=depth).double()
     nn.init.normal_(net.out.weight, std=0.5 * width**-0.5)
@@ -52,7 +65,7 @@ def test_states_and_divergences(dim, width, depth, rows, precision):
     chain = chain_of(recognise(net.cuda(), dim, {}, times, torch.float64, torch.device("cuda")))
     packed = PackedChain(chain, torch.device("cuda"), precision)
     latent, q, first_bad = packed.integrate_grid(
-        z.cuda(), {}, table, Divergence("exact"), torch.arange(rows, device="cuda")
+        z.cuda(), {}, table, divergence, torch.arange(rows, device="cuda")
     )
     judged = slice(max(0, rows - 64), rows)  # the last rows of the last block too
     expected = reference.integrate_grid(program, z[judged].double(), {}, table, None, True)
@@ -81,10 +94,14 @@ def of(device, model, z, u):
     return found
 
 
-@pytest.mark.parametrize("trace", [EXACT, TWO, None], ids=["exact", "two probes", "none"])
+@pytest.mark.parametrize(
+    ("trace", "depth"),
+    [(EXACT, 4), (EXACT, 2), (TWO, 4), (None, 4)],
+    ids=["exact", "closed form", "two probes", "none"],
+)
 @pytest.mark.parametrize("method", ["adams", "rk45"])
-def test_steps_are_those_of_the_kernels_for_the_cpu(method, trace):
-    model = model_of(condition_dim=0, width=128, depth=4)
+def test_steps_are_those_of_the_kernels_for_the_cpu(method, trace, depth):
+    model = model_of(condition_dim=0, width=128, depth=depth)
     z, u, rows = problem(model, 3000)
     found = []
     for device in ("cpu", "cuda"):
@@ -142,7 +159,8 @@ def test_ode_nll_takes_the_kernels(method, caplog):
     ("method", "precision"),
     [*(("grid", name) for name in ACCURACY), ("adams", "fp16"), ("adams", "fp16x2"), ("rk45", "fp16x2")],
 )
-def test_sanitized(method, precision):
+@pytest.mark.parametrize("trace", [EXACT, TWO], ids=["closed form", "two probes"])
+def test_sanitized(method, precision, trace):
     """Few rows by every kernel: scripts/gpu_check.sh runs these under compute-sanitizer."""
     model = model_of(width=64, depth=2).cuda()
     z, u, rows = (value.cuda() if isinstance(value, torch.Tensor) else value for value in problem(model, 37))
@@ -150,11 +168,11 @@ def test_sanitized(method, precision):
     packed = PackedChain(kernel.packed.chain, z.device, precision)
     kernel = replace(kernel, packed=packed)
     if method == "grid":
-        end = kernel.integrate_grid(z, torch.linspace(*u, 9, dtype=torch.float64), RK4, TWO, rows)
+        end = kernel.integrate_grid(z, torch.linspace(*u, 9, dtype=torch.float64), RK4, trace, rows)
     elif method == "adams":
-        end, _ = kernel.integrate_adams(z, *u, TOLERANCE, TWO, rows, **STEPS)
+        end, _ = kernel.integrate_adams(z, *u, TOLERANCE, trace, rows, **STEPS)
     else:
-        end = kernel.integrate_adaptive(z, *u, RK45, Tolerance(1e-2, 1e-2, 1e-1), TWO, rows)
+        end = kernel.integrate_adaptive(z, *u, RK45, Tolerance(1e-2, 1e-2, 1e-1), trace, rows)
     assert bool((end.status == Status.DONE).all())
 
 

@@ -74,9 +74,12 @@ def same_steps(end, expected):
     return alike
 
 
-@pytest.mark.parametrize(("trace", "order"), [*((name, 4) for name in TRACES), ("exact", 5)])
-def test_adams(on_gpu, trace, order):
-    model, trace = model_of(condition_dim=2), TRACES[trace]
+@pytest.mark.parametrize(
+    ("trace", "order", "depth"),
+    [*((name, 4, 3) for name in TRACES), ("exact", 5, 3), ("exact", 4, 2), ("exact", 4, 1)],
+)
+def test_adams(on_gpu, trace, order, depth):
+    model, trace = model_of(depth=depth, condition_dim=2), TRACES[trace]
     z, condition = rows_of(model, 17, 2)
     u, rows = ends(model), torch.arange(17) * 2**33 + 17
     cpu, gpu = (
@@ -92,10 +95,14 @@ def test_adams(on_gpu, trace, order):
 
 
 @pytest.mark.parametrize(
-    ("trace", "tableau"), [("exact", RK45), ("two", TSIT5), ("frozen", RK45), ("none", TSIT5)]
+    ("trace", "tableau", "depth"),
+    [
+        *(("exact", RK45, 3), ("two", TSIT5, 3), ("frozen", RK45, 3), ("none", TSIT5, 3)),
+        *(("exact", TSIT5, 2), ("exact", RK45, 1)),
+    ],
 )
-def test_runge_kutta(on_gpu, trace, tableau):
-    model, trace = model_of(condition_dim=2), TRACES[trace]
+def test_runge_kutta(on_gpu, trace, tableau, depth):
+    model, trace = model_of(depth=depth, condition_dim=2), TRACES[trace]
     z, condition = rows_of(model, 17, 2)
     u, rows = ends(model), torch.arange(17) * 17
     tolerance = Tolerance(3e-4, 3e-4, 1e-3)
@@ -110,22 +117,25 @@ def test_runge_kutta(on_gpu, trace, tableau):
         torch.testing.assert_close(gpu.q[alike], cpu.q[alike], rtol=1e-4, atol=1e-4)
 
 
-def test_likelihoods_to_single_precision(on_gpu):
-    """1e-5 nats/dim from float64, discretisation included."""
-    model = model_of()
+@pytest.mark.parametrize(("dim", "depth"), [(3, 3), (64, 2)])
+def test_likelihoods_to_single_precision(on_gpu, dim, depth):
+    """1e-5 nats/dim from float64, discretisation included; in closed form the exact trace is the default."""
+    model = model_of(dim, depth=depth)
     x = rows_of(model, 11)[0]
     on_gpu()
     actual = fastlik.ode_nll(model, x, tolerance=3e-6)
     on_gpu(False)
-    expected = fastlik.ode_nll(model.double(), x.double(), tolerance=1e-8, backend="torch", prior="standard")
-    assert bool(actual.converged.all())
-    assert float((actual.nats - expected.nats).abs().max()) < 3e-5
+    exact = {"backend": "torch", "divergence": "exact", "prior": "standard"}
+    expected = fastlik.ode_nll(model.double(), x.double(), tolerance=1e-8, **exact)
+    assert actual.protocol["divergence"] == "exact" and bool(actual.converged.all())
+    assert float((actual.nats - expected.nats).abs().max()) < 1e-5 * dim
 
 
 @pytest.mark.parametrize("method", ["adams", "rk45"])
-def test_rows_do_not_depend_on_their_neighbours(on_gpu, method):
+@pytest.mark.parametrize(("trace", "depth"), [("two", 3), ("exact", 2)])
+def test_rows_do_not_depend_on_their_neighbours(on_gpu, method, trace, depth):
     """Rows pass through blocks that are refilled as rows end; some never had a number."""
-    model = model_of()
+    model, trace = model_of(depth=depth), TRACES[trace]
     x = rows_of(model, 25)[0] * torch.linspace(0.1, 3, 25)[:, None]
     x[5], x[20, 1], x[24] = torch.nan, torch.inf, -torch.inf
     bad = ~x.isfinite().all(1)
@@ -137,17 +147,15 @@ def test_rows_do_not_depend_on_their_neighbours(on_gpu, method):
     def solve(index):
         z = x[index]
         if method == "adams":
-            end, integral = found.integrate_adams(
-                z, *u, TOLERANCE, TRACES["two"], rows[index], order=4, **STEPS
-            )
+            end, integral = found.integrate_adams(z, *u, TOLERANCE, trace, rows[index], order=4, **STEPS)
             return end, integral.T
-        end = found.integrate_adaptive(z, *u, RK45, Tolerance(1e-3, 1e-3, 1e-2), TRACES["two"], rows[index])
+        end = found.integrate_adaptive(z, *u, RK45, Tolerance(1e-3, 1e-3, 1e-2), trace, rows[index])
         return end, end.q
 
     end, values = solve(rows)
     assert end.status[bad].tolist() == [Status.NON_FINITE] * 3
     assert end.status[~bad].tolist() == [Status.DONE] * 22
-    assert len(end.nfe.unique()) > 3
+    assert len(end.nfe.unique()) > 2
     for index in (torch.tensor([24, 7, 3]), rows[~bad].flip(0)):
         part, some = solve(index)
         fine = ~bad[index]
@@ -185,8 +193,9 @@ def test_modulated_residual_networks(on_gpu):
     torch.testing.assert_close(actual.nats, expected.nats, rtol=0, atol=5e-5)
 
 
-def test_half_precision_is_asked_for_and_named(on_gpu):
-    model = model_of()
+@pytest.mark.parametrize("depth", [2, 3])
+def test_half_precision_is_asked_for_and_named(on_gpu, depth):
+    model = model_of(depth=depth)
     x = rows_of(model, 9)[0]
     with pytest.raises(RuntimeError, match="the kernels for cpu have full precision"):
         fastlik.ode_nll(model, x, precision="fp16")
