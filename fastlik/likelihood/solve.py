@@ -54,8 +54,9 @@ def integrate_flow(
         nothing = torch.zeros(0, dtype=torch.float64, device=z.device)
         return Solution(Integration.start(z, None, nothing), nothing, nothing, nothing)
     if problem.method == "adams":
-        needs_nodes = differentiable or problem.target_stderr is not None
-        if needs_nodes:
+        # an exact trace has no noise that more probes at the nodes would lessen
+        adds_probes = problem.target_stderr is not None and not problem.trace.exact
+        if differentiable or adds_probes:
             kernel = _kernel_or_none(problem, "target_stderr and gradients need the solver's nodes")
         else:
             kernel = _kernel(problem, z, u, flow.condition)

@@ -232,6 +232,8 @@ def test_the_closed_form_is_taken_where_there_is_one():
     assert result.protocol["divergence"] == "exact" and not result.stderr.any()
     tangents = fastlik.ode_nll(model, x, divergence="exact", mode="jvp")
     torch.testing.assert_close(result.nats, tangents.nats, rtol=0, atol=1e-6)
+    sure = fastlik.ode_nll(model, x, target_stderr=0.1)
+    assert torch.equal(sure.nats, result.nats) and torch.equal(sure.nfe, result.nfe)
     assert fastlik.ode_nll(model, x, backend="torch").protocol["divergence"] == "hutchinson"
     levels = torch.zeros(2, 24, dtype=torch.int64)
     discrete = fastlik.ode_nll(model, levels, dequantize="uniform", bins=4)

@@ -162,7 +162,14 @@ def test_conditions(emulator):
 @pytest.mark.parametrize(("dim", "width", "condition"), [(3, 48, 2), (17, 100, 0), (64, 256, 5)])
 def test_closed_form_of_the_trace(emulator, dim, width, condition, depth, precision):
     program = program_of(dim=dim, width=width, depth=depth, condition_dim=condition)
+    assert chain_of(program).trace_chunks == (1 if depth == 1 else -(-width // 32))
     check(program, 5, HEUN_TABLE, CLOSED, precision)
+
+
+def test_without_a_closed_form_there_are_tangents(emulator):
+    program = program_of(depth=3)
+    assert chain_of(program).trace is None
+    check(program, 5, HEUN_TABLE, CLOSED)
 
 
 def test_closed_form_at_some_nodes_alone(emulator):
