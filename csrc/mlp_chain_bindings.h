@@ -11,7 +11,7 @@
 namespace fastlik {
 namespace {
 
-static_assert(sizeof(ChainOp) == 14 * sizeof(int64_t), "Python makes an operation of 14 numbers");
+static_assert(sizeof(ChainOp) == 15 * sizeof(int64_t), "Python makes an operation of 15 numbers");
 
 // (sizes, addresses)
 MlpChain read_chain(const py::tuple& chain) {

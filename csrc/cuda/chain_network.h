@@ -150,6 +150,12 @@ class ChainNetwork {
         for (int n = 0; n < kChunk; ++n) now[n] = next[n];
       }
     }
+    const float scale = float(op.scale);
+#pragma unroll
+    for (int m = 0; m < kTogether; ++m)
+#pragma unroll
+      for (int n = 0; n < kChunk; ++n)
+        for (float& sum : sums[m][n].at) sum *= scale;
   }
 
   FASTLIK_DEVICE_MEMBER static void fetch(const Weight<kPrecision>* from, Weight<kPrecision> (&to)[kChunk]) {
@@ -197,7 +203,7 @@ class ChainNetwork {
       if (op.b >= 0) lines_.load(group, op.b + chunk * 2 + n / 2, left, right);
       for (int i = 2; i < 4; ++i) sum += tiles[n].at[i] * left.at[i] + tiles[n + 1].at[i] * right.at[i];
     }
-    const double whole = op.parameter * quad_sum(sum);
+    const double whole = quad_sum(sum);
     if (q_ == 0) traces_[trace_index(group, chunk)] = float(whole);
   }
 

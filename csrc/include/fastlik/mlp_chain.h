@@ -23,11 +23,11 @@ struct ChainTerm {
   FASTLIK_METHOD bool any() const { return time >= 0 || row >= 0; }
 };
 
-// out = f(factor * (x + b + shift)), where x is the product of weight and a (kProduct) or a itself; kNormalised:
-// out = (a - mean) / sqrt(variance + parameter) over `width` features.  out, a and b are tiles of 16 features,
-// out < 0 is the network's output, b < 0 is left out, and so is f where function < 0.  kClosedTrace: tr J =
-// parameter * sum of (weight a') * b', where a' and b' are the tangents' lines, which then hold the slopes f'; where
-// b < 0, b' = 1.
+// out = f(factor * (x + b + shift)), where x is the product of scale * weight and a (kProduct) or a itself;
+// kNormalised: out = (a - mean) / sqrt(variance + parameter) over `width` features.  out, a and b are tiles of 16
+// features, out < 0 is the network's output, b < 0 is left out, and so is f where function < 0.  kClosedTrace:
+// tr J = sum of (scale * weight a') * b', where a' and b' are the tangents' lines, which then hold the slopes f';
+// where b < 0, b' = 1.
 // A weight is padded with zeros to `inputs` (of 16) and `outputs` (of 32); in 16 x 8 tiles (input, output), by
 // chunk of output tiles, input tile, tile of the chunk, lane of a warp.  kSplit: the low halves beside the high
 // ones.  kFull: (inputs, outputs) float32.
@@ -35,7 +35,7 @@ struct ChainOp {
   int64_t code, function, out, a, b, width, inputs, outputs;
   ChainTerm shift, factor;
   const void* weight;
-  double parameter;
+  double scale, parameter;
 };
 
 // Everything lies on the device.

@@ -50,27 +50,28 @@ class PackedChain(Packed):
                 f"layers of {chain.width} units take {needed} bytes of shared memory, {device} has {there}"
             )
         self._weights: list[Tensor] = []  # the operations hold their addresses
-        links = chain.links if chain.trace is None else (*chain.links, _scaled(chain.trace))
+        links = chain.links if chain.trace is None else (*chain.links, chain.trace)
         self.ops = torch.tensor([self._numbers(link) for link in links], device=device)
         self._tables: WeakKeyDictionary[ClockTable, tuple[Tensor, Tensor]] = WeakKeyDictionary()
 
     def _numbers(self, link: Link) -> tuple[int, ...]:
         """A ``ChainOp``."""
-        inputs, outputs, weight = 0, multiple(link.width, 16), 0
+        inputs, outputs, weight, scale = 0, multiple(link.width, 16), 0, 1.0
         if link.weight is not None:
             inputs, outputs = multiple(link.weight.shape[1], 16), multiple(link.width, 32)
-            self._weights.append(self._laid_out(link.weight, inputs, outputs))
+            scaled, scale = _scaled(link.weight)
+            self._weights.append(self._laid_out(scaled, inputs, outputs))
             weight = address(self._weights[-1])
         function = FUNCTIONS.index(link.function) if link.function else -1
         terms = (link.shift.time, link.shift.row, link.factor.time, link.factor.row)
-        (parameter,) = struct.unpack("<q", struct.pack("<d", link.parameter))
+        doubles = struct.unpack("<2q", struct.pack("<2d", scale, link.parameter))
         head = (CODES.index(link.code), function, link.out, link.a, link.b, link.width, inputs, outputs)
-        return (*head, *terms, weight, parameter)
+        return (*head, *terms, weight, *doubles)
 
     def _laid_out(self, weight: Tensor, inputs: int, outputs: int) -> Tensor:
         """(outputs, inputs) -> fp16 by chunk of 32 outputs, input tile, output tile, lane (g, q), half of the
         precision, half of the inputs, pair; "fp32": (inputs, outputs)."""
-        weight = weight.detach().to(self.device, torch.float32)
+        weight = weight.to(self.device, torch.float32)
         weight = torch.nn.functional.pad(weight, (0, inputs - weight.shape[1], 0, outputs - len(weight)))
         if self.precision == "fp32":
             return weight.T.contiguous()
@@ -190,12 +191,11 @@ class PackedChain(Packed):
         return (sizes, tuple(map(address, kept))), kept
 
 
-def _scaled(trace: Link) -> Link:
-    """The same with its weights near the top of fp16's range: they are products of three, and small ones lose
-    digits."""
-    exponent = int(torch.frexp(trace.weight.detach().abs().max()).exponent) - 15
-    weight = torch.ldexp(trace.weight.detach().double(), torch.tensor(-exponent))
-    return replace(trace, weight=weight, parameter=2.0**exponent)
+def _scaled(weight: Tensor) -> tuple[Tensor, float]:
+    """(weight / scale, scale), a power of two: the largest is just within fp16; small ones lose digits."""
+    weight = weight.detach().double()
+    exponent = int(torch.frexp(weight.abs().max()).exponent) - 15
+    return weight * 2.0**-exponent, 2.0**exponent
 
 
 class _Device(NamedTuple):
