@@ -51,8 +51,7 @@ class ChainField {
  public:
   FASTLIK_DEVICE_MEMBER ChainField(const MlpChain& n, const MlpRows& in, const MlpTrace& trace, int groups,
                                    unsigned char* shared)
-      : n_(n), in_(in), trace_(trace), lane_(thread() % 32), q_(lane_ % 4),
-        network_(n, groups, trace.mode == kClosedForm, shared) {}
+      : n_(n), in_(in), trace_(trace), lane_(thread() % 32), q_(lane_ % 4), network_(n, groups, shared) {}
 
   FASTLIK_DEVICE_MEMBER int lane() const { return lane_; }
   FASTLIK_DEVICE_MEMBER bool leads() const { return q_ == 0; }
@@ -108,7 +107,7 @@ class ChainField {
         if (tangents && present) tangent(at.row, node, t, k, v);
         network_.put(k, x, v);
       }
-      network_.run(closed);
+      network_.run(tangents > 0, closed);
       if (!present) continue;
       double square = 0, quadratic = 0;
       for (int k = 0; k < entries() / kOwn; ++k) {

@@ -43,6 +43,13 @@ class ChainLines {
     else return {from[0]};
   }
 
+  // The same of the values of this group and the next alone, or of their tangents: lines 0 .. 7 and 8 .. 15.
+  FASTLIK_DEVICE_MEMBER Factors<kPrecision> pair(int group, int64_t tile, bool tangents) const {
+    const Factors<kPrecision> a = factors(group, tile), b = factors(group + 1, tile);
+    if constexpr (kPrecision == kSplit) return {half(a.high, b.high, tangents), half(a.low, b.low, tangents)};
+    else return {half(a.high, b.high, tangents)};
+  }
+
   // Plain fp32: features 16 tile and on of a line.
   FASTLIK_DEVICE_MEMBER float* line(int group, int line, int64_t tile) const {
     return static_cast<float*>(memory_) + (group * 16 + line) * (tiles_ * 16 + kLinePadding) + tile * 16;
@@ -89,6 +96,10 @@ class ChainLines {
   FASTLIK_DEVICE_MEMBER uint4* at(int group, int64_t tile) const {
     constexpr int halves = kPrecision == kSplit ? 2 : 1;
     return static_cast<uint4*>(memory_) + (group * tiles_ + int(tile)) * halves * 32 + lane_;
+  }
+
+  FASTLIK_DEVICE_MEMBER static uint4 half(const uint4& a, const uint4& b, bool tangents) {
+    return tangents ? uint4{a.y, b.y, a.w, b.w} : uint4{a.x, b.x, a.z, b.z};
   }
 
   FASTLIK_DEVICE_MEMBER static void add_halves(const uint4& f, Tile8& left, Tile8& right) {

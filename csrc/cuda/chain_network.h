@@ -6,8 +6,8 @@
 // one product is, rounded, what the same lane of any warp reads for the next.  So activations lie in shared
 // memory by lane; weights come from global memory (they stay in the caches), each used for two groups.
 //
-// Where the trace is taken in closed form there are no tangents, and their lines hold the slopes of the
-// activation functions instead.
+// Without tangents their lines hold the slopes of the activation functions, from which the trace follows in closed
+// form.  A product then needs half of the lines, and takes those of two groups as one matrix.
 #pragma once
 
 #include "chain_lines.h"
@@ -32,10 +32,9 @@ struct Weight<kHalf> {
 template <int kPrecision>
 class ChainNetwork {
  public:
-  // slopes: whether the tangents' lines hold those.
-  FASTLIK_DEVICE_MEMBER ChainNetwork(const MlpChain& n, int groups, bool slopes, unsigned char* shared)
+  FASTLIK_DEVICE_MEMBER ChainNetwork(const MlpChain& n, int groups, unsigned char* shared)
       : n_(n), groups_(groups), lane_(thread() % 32), g_(lane_ / 4), q_(lane_ % 4), warp_(thread() / 32),
-        slopes_(slopes), outputs_(reinterpret_cast<float4*>(shared)),
+        outputs_(reinterpret_cast<float4*>(shared)),
         points_(reinterpret_cast<ChainPoint*>(outputs_ + groups * n.outputs / 8 * 32)),
         traces_(reinterpret_cast<float*>(points_ + groups * kSamples)),
         lines_(n.tiles, traces_ + groups * kSamples * n.trace_chunks) {
@@ -74,8 +73,10 @@ class ChainNetwork {
     return sum;
   }
 
-  // All threads of the block together: outputs from inputs, and the trace in closed form if `traced`.
-  FASTLIK_DEVICE_MEMBER void run(bool traced) {
+  // All threads of the block together: outputs from inputs, with tangents or without, and the trace in closed form
+  // if `traced`.
+  FASTLIK_DEVICE_MEMBER void run(bool tangents, bool traced) {
+    tangents_ = tangents;
     block_barrier();
     for (int64_t i = 0; i < n_.op_count + traced; ++i) {
       const ChainOp& op = n_.ops[i];
@@ -130,32 +131,49 @@ class ChainNetwork {
     for (int m = 0; m < kTogether; ++m)
 #pragma unroll
       for (int n = 0; n < kChunk; ++n) sums[m][n] = Tile8{};
-    if constexpr (kPrecision == kFull) {
-      full_product(op, chunk, first, sums);
-    } else {
-      const int steps = int(op.inputs / 16);
-      const auto* weights =
-          static_cast<const Weight<kPrecision>*>(op.weight) + chunk * steps * kChunk * 32 + lane_;
-      Weight<kPrecision> now[kChunk], next[kChunk];
-      fetch(weights, now);
-      for (int k = 0; k < steps; ++k) {
-        if (k + 1 < steps) fetch(weights + (k + 1) * kChunk * 32, next);  // on their way while these are used
-#pragma unroll
-        for (int m = 0; m < kTogether; ++m) {
-          const Factors<kPrecision> a = lines_.factors(first + m, op.a + k);
-#pragma unroll
-          for (int n = 0; n < kChunk; ++n) multiply(sums[m][n].at, a, now[n]);
-        }
-#pragma unroll
-        for (int n = 0; n < kChunk; ++n) now[n] = next[n];
-      }
-    }
+    if constexpr (kPrecision == kFull) full_product(op, chunk, first, sums);
+    else if (tangents_) half_product<true>(op, chunk, first, sums);
+    else half_product<false>(op, chunk, first, sums);
     const float scale = float(op.scale);
 #pragma unroll
     for (int m = 0; m < kTogether; ++m)
 #pragma unroll
       for (int n = 0; n < kChunk; ++n)
         for (float& sum : sums[m][n].at) sum *= scale;
+  }
+
+  // By the tensor cores.
+  template <bool kTangents>
+  FASTLIK_DEVICE_MEMBER void half_product(const ChainOp& op, int chunk, int first,
+                                          Tile8 (&sums)[kTogether][kChunk]) const {
+    const bool slopes = op.code == kClosedTrace;
+    const int steps = int(op.inputs / 16);
+    const auto* weights = static_cast<const Weight<kPrecision>*>(op.weight) + chunk * steps * kChunk * 32 + lane_;
+    Weight<kPrecision> now[kChunk], next[kChunk];
+    fetch(weights, now);
+    for (int k = 0; k < steps; ++k) {
+      if (k + 1 < steps) fetch(weights + (k + 1) * kChunk * 32, next);  // on their way while these are used
+#pragma unroll
+      for (int m = 0; m < (kTangents ? kTogether : 1); ++m) {
+        const auto a = kTangents ? lines_.factors(first + m, op.a + k) : lines_.pair(first, op.a + k, slopes);
+#pragma unroll
+        for (int n = 0; n < kChunk; ++n) multiply(sums[m][n].at, a, now[n]);
+      }
+#pragma unroll
+      for (int n = 0; n < kChunk; ++n) now[n] = next[n];
+    }
+    if (!kTangents) part(sums, slopes);
+  }
+
+  // Two groups' values (or slopes), of which sums[0] has both, to where those of each belong.
+  FASTLIK_DEVICE_MEMBER static void part(Tile8 (&sums)[kTogether][kChunk], bool slopes) {
+    static_assert(kTogether == 2);
+#pragma unroll
+    for (int n = 0; n < kChunk; ++n) {
+      const float(&c)[4] = sums[0][n].at;
+      sums[1][n] = slopes ? Tile8{{0, 0, c[2], c[3]}} : Tile8{{c[2], c[3], 0, 0}};
+      sums[0][n] = slopes ? Tile8{{0, 0, c[0], c[1]}} : Tile8{{c[0], c[1], 0, 0}};
+    }
   }
 
   FASTLIK_DEVICE_MEMBER static void fetch(const Weight<kPrecision>* from, Weight<kPrecision> (&to)[kChunk]) {
@@ -253,7 +271,7 @@ class ChainNetwork {
     for (int i = 0; i < 2; ++i) {
       const FunctionDual y = f(tile.at[i]);
       tile.at[i] = y.value;
-      tile.at[2 + i] = slopes_ ? y.slope : y.slope * tile.at[2 + i];
+      tile.at[2 + i] = tangents_ ? y.slope * tile.at[2 + i] : y.slope;
     }
   }
 
@@ -321,7 +339,7 @@ class ChainNetwork {
 
   const MlpChain& n_;
   const int groups_, lane_, g_, q_, warp_;
-  const bool slopes_;
+  bool tangents_ = false;
   float4* outputs_;
   ChainPoint* points_;
   float* traces_;  // (groups, chunks, samples)
