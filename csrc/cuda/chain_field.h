@@ -123,7 +123,10 @@ class ChainField {
         }
       }
       if (!traced) continue;
-      if (closed) square = leads() ? double(n_.dim) : 0, quadratic = network_.trace();
+      if (closed) {
+        square = leads() ? double(n_.dim) : 0;
+        quadratic = network_.trace();
+      }
       const double divergence = c.of_state * quad_sum(square) + of_network * quad_sum(quadratic);
       total = exact ? total + divergence : divergence;
       if (!exact || t + 1 == tangents) after(exact ? 0 : t, total);

@@ -46,8 +46,8 @@ class ChainLines {
   // The same of the values of this group and the next alone, or of their tangents: lines 0 .. 7 and 8 .. 15.
   FASTLIK_DEVICE_MEMBER Factors<kPrecision> pair(int group, int64_t tile, bool tangents) const {
     const Factors<kPrecision> a = factors(group, tile), b = factors(group + 1, tile);
-    if constexpr (kPrecision == kSplit) return {half(a.high, b.high, tangents), half(a.low, b.low, tangents)};
-    else return {half(a.high, b.high, tangents)};
+    if constexpr (kPrecision == kSplit) return {side(a.high, b.high, tangents), side(a.low, b.low, tangents)};
+    else return {side(a.high, b.high, tangents)};
   }
 
   // Plain fp32: features 16 tile and on of a line.
@@ -98,7 +98,7 @@ class ChainLines {
     return static_cast<uint4*>(memory_) + (group * tiles_ + int(tile)) * halves * 32 + lane_;
   }
 
-  FASTLIK_DEVICE_MEMBER static uint4 half(const uint4& a, const uint4& b, bool tangents) {
+  FASTLIK_DEVICE_MEMBER static uint4 side(const uint4& a, const uint4& b, bool tangents) {
     return tangents ? uint4{a.y, b.y, a.w, b.w} : uint4{a.x, b.x, a.z, b.z};
   }
 

@@ -162,11 +162,11 @@ class ChainNetwork {
 #pragma unroll
       for (int n = 0; n < kChunk; ++n) now[n] = next[n];
     }
-    if (!kTangents) part(sums, slopes);
+    if (!kTangents) separate(sums, slopes);
   }
 
-  // Two groups' values (or slopes), of which sums[0] has both, to where those of each belong.
-  FASTLIK_DEVICE_MEMBER static void part(Tile8 (&sums)[kTogether][kChunk], bool slopes) {
+  // Two groups' values (or slopes), which sums[0] has both, to where those of each belong.
+  FASTLIK_DEVICE_MEMBER static void separate(Tile8 (&sums)[kTogether][kChunk], bool slopes) {
     static_assert(kTogether == 2);
 #pragma unroll
     for (int n = 0; n < kChunk; ++n) {
@@ -212,7 +212,7 @@ class ChainNetwork {
     }
   }
 
-  // What a chunk of weight a' has of the trace.
+  // A chunk's share of the trace.
   FASTLIK_DEVICE_MEMBER void add_up(const ChainOp& op, int chunk, int group, const Tile8 (&tiles)[kChunk]) const {
     float sum = 0;
 #pragma unroll
@@ -339,7 +339,7 @@ class ChainNetwork {
 
   const MlpChain& n_;
   const int groups_, lane_, g_, q_, warp_;
-  bool tangents_ = false;
+  bool tangents_ = false;  // of the evaluation under way
   float4* outputs_;
   ChainPoint* points_;
   float* traces_;  // (groups, chunks, samples)

@@ -97,7 +97,7 @@ class Chain:
 
     @property
     def trace_chunks(self) -> int:
-        """Of 32 features, that the trace is the sum over."""
+        """Chunks of 32 features that the trace is summed over."""
         return 0 if self.trace is None else multiple(self.trace.width, 32) // 32
 
 
