@@ -7,10 +7,10 @@
 // memory by lane; weights come from global memory (they stay in the caches), each used for two groups.
 //
 // Without tangents their lines hold the slopes of the activation functions, from which the trace follows in closed
-// form.  A product then needs half of the lines, and takes those of two groups as one matrix.
+// form.
 #pragma once
 
-#include "chain_lines.h"
+#include "chain_product.h"
 
 namespace fastlik::cuda {
 
@@ -18,16 +18,6 @@ namespace fastlik::cuda {
 FASTLIK_SHARED_CODE FunctionDual other_function(int32_t function, float p, float x) {
   return apply(function, p, x);
 }
-
-// A lane's factors of an 8 x 16 tile of weights.
-template <int kPrecision>
-struct Weight {
-  uint4 both;  // high halves, then low ones
-};
-template <>
-struct Weight<kHalf> {
-  uint2 both;
-};
 
 template <int kPrecision>
 class ChainNetwork {
@@ -103,7 +93,7 @@ class ChainNetwork {
   FASTLIK_DEVICE_MEMBER void form(const ChainOp& op, int chunk, int first) {
     Tile8 tiles[kTogether][kChunk];
     if (op.code != kPart) {
-      product(op, chunk, first, tiles);
+      ChainProduct<kPrecision>(lines_).form(op, chunk, first, tangents_, tiles);
     } else {
 #pragma unroll
       for (int m = 0; m < kTogether; ++m)
@@ -123,93 +113,6 @@ class ChainNetwork {
   // Whether tiles n and n + 1 of the chunk belong to the result.
   FASTLIK_DEVICE_MEMBER static bool inside(const ChainOp& op, int chunk, int n) {
     return (chunk * kChunk + n) * 8 < op.outputs;
-  }
-
-  FASTLIK_DEVICE_MEMBER void product(const ChainOp& op, int chunk, int first,
-                                     Tile8 (&sums)[kTogether][kChunk]) const {
-#pragma unroll
-    for (int m = 0; m < kTogether; ++m)
-#pragma unroll
-      for (int n = 0; n < kChunk; ++n) sums[m][n] = Tile8{};
-    if constexpr (kPrecision == kFull) full_product(op, chunk, first, sums);
-    else if (tangents_) half_product<true>(op, chunk, first, sums);
-    else half_product<false>(op, chunk, first, sums);
-    const float scale = float(op.scale);
-#pragma unroll
-    for (int m = 0; m < kTogether; ++m)
-#pragma unroll
-      for (int n = 0; n < kChunk; ++n)
-        for (float& sum : sums[m][n].at) sum *= scale;
-  }
-
-  // By the tensor cores.
-  template <bool kTangents>
-  FASTLIK_DEVICE_MEMBER void half_product(const ChainOp& op, int chunk, int first,
-                                          Tile8 (&sums)[kTogether][kChunk]) const {
-    const bool slopes = op.code == kClosedTrace;
-    const int steps = int(op.inputs / 16);
-    const auto* weights = static_cast<const Weight<kPrecision>*>(op.weight) + chunk * steps * kChunk * 32 + lane_;
-    Weight<kPrecision> now[kChunk], next[kChunk];
-    fetch(weights, now);
-    for (int k = 0; k < steps; ++k) {
-      if (k + 1 < steps) fetch(weights + (k + 1) * kChunk * 32, next);  // on their way while these are used
-#pragma unroll
-      for (int m = 0; m < (kTangents ? kTogether : 1); ++m) {
-        const auto a = kTangents ? lines_.factors(first + m, op.a + k) : lines_.pair(first, op.a + k, slopes);
-#pragma unroll
-        for (int n = 0; n < kChunk; ++n) multiply(sums[m][n].at, a, now[n]);
-      }
-#pragma unroll
-      for (int n = 0; n < kChunk; ++n) now[n] = next[n];
-    }
-    if (!kTangents) separate(sums, slopes);
-  }
-
-  // Two groups' values (or slopes), which sums[0] has both, to where those of each belong.
-  FASTLIK_DEVICE_MEMBER static void separate(Tile8 (&sums)[kTogether][kChunk], bool slopes) {
-    static_assert(kTogether == 2);
-#pragma unroll
-    for (int n = 0; n < kChunk; ++n) {
-      const float(&c)[4] = sums[0][n].at;
-      sums[1][n] = slopes ? Tile8{{0, 0, c[2], c[3]}} : Tile8{{c[2], c[3], 0, 0}};
-      sums[0][n] = slopes ? Tile8{{0, 0, c[0], c[1]}} : Tile8{{c[0], c[1], 0, 0}};
-    }
-  }
-
-  FASTLIK_DEVICE_MEMBER static void fetch(const Weight<kPrecision>* from, Weight<kPrecision> (&to)[kChunk]) {
-#pragma unroll
-    for (int n = 0; n < kChunk; ++n) to[n].both = read_only(&from[n * 32].both);
-  }
-
-  FASTLIK_DEVICE_MEMBER static void multiply(float (&sum)[4], const Factors<kPrecision>& a,
-                                             const Weight<kPrecision>& b) {
-    if constexpr (kPrecision == kSplit) {
-      mma(sum, a.high, b.both.z, b.both.w);
-      mma(sum, a.low, b.both.x, b.both.y);
-    }
-    mma(sum, a.high, b.both.x, b.both.y);
-  }
-
-  FASTLIK_DEVICE_MEMBER void full_product(const ChainOp& op, int chunk, int first,
-                                          Tile8 (&sums)[kTogether][kChunk]) const {
-    const float* weights = static_cast<const float*>(op.weight) + chunk * kChunk * 8 + 2 * q_;
-    for (int k = 0; k < op.inputs; ++k) {
-      float2 w[kChunk];
-#pragma unroll
-      for (int n = 0; n < kChunk; ++n)
-        w[n] = read_only(reinterpret_cast<const float2*>(weights + k * op.outputs + n * 8));
-#pragma unroll
-      for (int m = 0; m < kTogether; ++m) {
-        const float value = lines_.line(first + m, g_, op.a)[k], tangent = lines_.line(first + m, g_ + 8, op.a)[k];
-#pragma unroll
-        for (int n = 0; n < kChunk; ++n) {
-          sums[m][n].at[0] += value * w[n].x;
-          sums[m][n].at[1] += value * w[n].y;
-          sums[m][n].at[2] += tangent * w[n].x;
-          sums[m][n].at[3] += tangent * w[n].y;
-        }
-      }
-    }
   }
 
   // A chunk's share of the trace.
