@@ -24,8 +24,8 @@ from .trace import TraceIntegral
 # mixtures in 64 dimensions 2e-4; 33-40, trained EDM networks 3e-4 .. 5e-4; 30-43, a trained noise-predicting
 # one 6e-4; 49.
 # The local errors held to the tolerance are the predictor's, the result is the corrector's, an order better.
-_ANSWER_SHARE = 1.0
-_STATE_SHARE = 4.0
+_ANSWER_SHARE = 1.5
+_STATE_SHARE = 6.0
 _FIRST_STEP = 0.02
 # of a state of unit scale: with more than that, loose tolerances lose rows of rough networks
 _COARSEST_STATE = 0.03

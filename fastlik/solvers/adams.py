@@ -27,7 +27,7 @@ INTEGRAL_SHARE = 0.3
 # A right-hand side jumps where steps had to shrink by more than the first of these, the slope still misses
 # its polynomial by more than the second times its change, and the state's error, in units of its tolerance,
 # is above the third: the state shrank the steps, not a kink that the trace alone feels (ReLU networks).
-JUMP_SHRUNK, JUMP_MISSED, JUMP_ERROR = 4.0, 0.3, 0.1
+JUMP_SHRUNK, JUMP_MISSED, JUMP_ERROR = 3.0, 0.3, 0.1
 
 
 @dataclass

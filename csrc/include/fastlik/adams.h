@@ -55,7 +55,7 @@ FASTLIK_MATH bool may_jump(const AdamsRow& r, const MlpAdamsArgs& a, double erro
 FASTLIK_MATH void adams_control(AdamsRow& r, const MlpAdamsArgs& a, bool accepted, double error, int used) {
   double factor = 0.1;
   if (std::isfinite(error)) {
-    factor = 0.9 * std::pow(error, -1.0 / (used + 1));
+    factor = 0.75 * std::pow(error, -1.0 / (used + 1));
     factor = accepted ? std::fmin(std::fmax(factor, 0.3), 2.0) : std::fmin(std::fmax(factor, 0.1), 0.7);
   }
   const double left = a.t1 - r.t;

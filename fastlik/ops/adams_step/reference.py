@@ -10,7 +10,7 @@ from ..rk_step.status import Status
 from .history import Attempt, Control, History
 
 # a step may grow no faster: variable-step Adams methods stay stable below a ratio of about 2
-_GROWTH, _SHRINK, _SAFETY = 2.0, 0.1, 0.9
+_GROWTH, _SHRINK, _SAFETY = 2.0, 0.1, 0.75
 
 
 def predict(rows: History) -> Attempt:
