@@ -33,7 +33,7 @@ _COARSEST_STATE = 0.03
 _HIGH_ORDER_BELOW = 1e-4
 # The error of the answer, from what its nodes are off by: of the state, and of the trace.  Measured on the
 # workloads of benchmarks/work_precision.py, tolerances 1e-2 .. 1e-4: rms of the estimate over that of the
-# error 0.66 .. 3.1, no row's error above 5.8 times its estimate.  The sum is what counts for points far off
+# error 0.46 .. 3.4, no row's error above 6.4 times its estimate.  The sum is what counts for points far off
 # narrow modes, where all steps err to one side.
 _OF_STATE, _OF_SUM, _OF_TRACE = 0.16, 0.15, 0.45
 # times the tolerance: a row is solved again where its estimate is above the first, given up above the second
