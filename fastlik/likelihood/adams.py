@@ -21,8 +21,8 @@ from .problem import Problem, Solution, everywhere
 from .trace import TraceIntegral
 
 # Measured at tolerance 1e-3 (benchmarks/results/evaluations.json: mean error in nats/dim; evaluations):
-# mixtures in 64 dimensions 2e-4; 33-40, trained EDM networks 3e-4 .. 5e-4; 30-43, a trained noise-predicting
-# one 6e-4; 49.
+# mixtures in 64 dimensions 2e-4 .. 4e-4; 32-38, trained EDM networks 3e-4 .. 5e-4; 30-41, a trained
+# noise-predicting one 7e-4; 45.
 # The local errors held to the tolerance are the predictor's, the result is the corrector's, an order better.
 _ANSWER_SHARE = 1.5
 _STATE_SHARE = 6.0
