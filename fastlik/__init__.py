@@ -3,6 +3,8 @@
 from . import data, nn, testing, zoo
 from .derivatives.divergence import divergence
 from .derivatives.taylor import jet, jvp
+from .likelihood.bound import bound_nll
+from .likelihood.formula import formula_nll
 from .likelihood.ode import ode_nll
 from .likelihood.ode_score import ode_score
 from .likelihood.result import NLL, ConvergenceWarning, EvaluationInterrupted
@@ -30,8 +32,10 @@ __all__ = [
     "ScoreModel",
     "SubVP",
     "backends",
+    "bound_nll",
     "data",
     "divergence",
+    "formula_nll",
     "jet",
     "jvp",
     "load",

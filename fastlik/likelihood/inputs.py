@@ -1,8 +1,9 @@
-"""What ``ode_nll`` is given, checked and completed."""
+"""What a likelihood is asked of, checked and completed."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from ..model import ScoreModel, check_model, coefficients
 from ..ops.dispatch import BACKENDS
 from ..schedule import Schedule, remembered
 from .dequantise import Quantisation, integer_error
+from .flow import take_rows
 from .problem import METHODS, PRECISIONS
 
 PROBE_MODES = ("fresh", "frozen")
@@ -129,9 +131,8 @@ def check_rows(rows: Tensor | None, x: Tensor) -> Tensor:
     return rows.long()
 
 
-def time_span(model: ScoreModel, t_min: float | None, t_max: float | None) -> tuple[float, float]:
-    """(t_data, t_prior), checked: the prediction must determine the ODE at both ends."""
-    schedule = model.schedule
+def time_ends(schedule: Schedule, t_min: float | None, t_max: float | None) -> tuple[float, float]:
+    """(t_data, t_prior), checked to lie within the schedule."""
     low = schedule.t_min if t_min is None else float(t_min)
     high = schedule.t_max if t_max is None else float(t_max)
     if not schedule.t_min <= low < high <= schedule.t_max:
@@ -139,7 +140,13 @@ def time_span(model: ScoreModel, t_min: float | None, t_max: float | None) -> tu
             f"t_min={low:.6g}, t_max={high:.6g} must be an interval within the schedule's "
             f"[{schedule.t_min:.6g}, {schedule.t_max:.6g}]"
         )
-    ends = (low, high) if schedule.t_data <= schedule.t_prior else (high, low)
+    return (low, high) if schedule.t_data <= schedule.t_prior else (high, low)
+
+
+def time_span(model: ScoreModel, t_min: float | None, t_max: float | None) -> tuple[float, float]:
+    """(t_data, t_prior), checked: the prediction must determine the ODE at both ends."""
+    schedule = model.schedule
+    ends = time_ends(schedule, t_min, t_max)
     for t in ends:
         if not _determined(schedule, model.predicts, model.sigma_data, t):
             raise ValueError(
@@ -164,14 +171,67 @@ def dequantised(
     draw: int,
     seed: int,
     model: ScoreModel,
+    node: Tensor | int = 0,
 ) -> Tensor:
-    """Continuous data of draw ``draw`` in the network's precision (x's own where it is floating)."""
+    """Continuous data of one draw, keyed by ``draw`` and ``node`` (an int or (B,)), in the network's
+    precision (x's own where it is floating)."""
     levels = quantisation.levels(x)
-    size = x[:1].numel()
-    u = uniform(seed, Stream.DEQUANTISE, rows, draw, 0, size).reshape(x.shape)
+    size = x.shape[1:].numel()
+    u = uniform(seed, Stream.DEQUANTISE, rows, draw, node, size).reshape(x.shape)
     dtype = x.dtype if x.is_floating_point() else parameter_dtype(model) or torch.float32
     return quantisation.continuous(levels, u).to(dtype)
 
 
 def parameter_dtype(model: ScoreModel) -> torch.dtype | None:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows whose density is wanted, checked: x (B, *event) with ids ``rows`` (B,) int64, and conditions.
+
+    ``is_random``: x holds levels, to which every draw adds dequantisation noise of its own.
+    """
+
+    model: ScoreModel
+    x: Tensor
+    rows: Tensor
+    condition: dict
+    quantisation: Quantisation | None
+    is_random: bool
+
+    @classmethod
+    def checked(
+        cls,
+        model: ScoreModel,
+        x: Tensor,
+        rows: Tensor | None,
+        condition: dict | None,
+        dequantize: str | None = None,
+        bins: int | None = None,
+        data_range: tuple[float, float] | None = None,
+    ) -> Data:
+        """Raises TypeError or ValueError for input that has no density as given."""
+        check_model(model)
+        checks.check_choice("dequantize", dequantize, DEQUANTISERS)
+        quantisation = choose_quantisation(model, dequantize, bins, data_range)
+        x = check_data(x, dequantize, quantisation, 1)
+        check_placement(model, x)
+        is_random = dequantize is not None
+        return cls(model, x, check_rows(rows, x), dict(condition or {}), quantisation, is_random)
+
+    @property
+    def size(self) -> int:
+        """Numbers per event."""
+        return math.prod(self.x.shape[1:])
+
+    def conditions(self, position: Tensor) -> dict:
+        """The network's keyword arguments for the rows at ``position`` (N,)."""
+        return {name: take_rows(value, position, len(self.x)) for name, value in self.condition.items()}
+
+    def points(self, position: Tensor, number: Tensor | int, seed: int) -> Tensor:
+        """Continuous data (N, *event) of the rows at ``position`` (N,) for their draws ``number``."""
+        x = self.x[position]
+        if not self.is_random:
+            return x
+        return dequantised(x, self.quantisation, self.rows[position], 0, seed, self.model, number)

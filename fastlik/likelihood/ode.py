@@ -6,7 +6,6 @@ One network evaluation serves state and trace, in per-sample adaptive steps or o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -15,8 +14,8 @@ from torch.distributions import Distribution
 
 from .. import checks
 from ..derivatives.divergence import choose_method
-from ..model import ScoreModel, evaluating
-from ..progress import progress_bar
+from ..model import ScoreModel
+from .chunks import evaluate_by_chunks
 from .dequantise import Quantisation
 from .flow import Trace, take_rows
 from .inputs import (
@@ -34,7 +33,7 @@ from .inputs import (
 from .prior import choose_prior, prior_mismatch
 from .probing import most_probes
 from .problem import Problem
-from .result import NLL, EvaluationInterrupted, warn_of_failures
+from .result import NLL, warn_of_failures
 from .solve import solve, with_closed_form
 
 
@@ -166,7 +165,7 @@ def ode_nll(
         warn_of_failures(result.status, result.stopped_at, "have no likelihood (nats = NaN)")
         return result
 
-    def evaluate(index: slice) -> NLL:
+    def evaluate(index: slice, _: int) -> NLL:
         """The rows ``index``, all their draws."""
         taken = {name: take_rows(value, index, len(x)) for name, value in condition.items()}
         parts, drawn = [], problem
@@ -182,41 +181,7 @@ def ode_nll(
             result.nats -= size * quantisation.log_bin_width
         return result
 
-    done: list[NLL] = []
-    with evaluating(model), progress_bar(progress, total=len(x), unit="row") as bar:
-        try:
-            for part in _by_chunks(evaluate, x, chunk):
-                done.append(part)
-                bar.update(len(part))
-        except KeyboardInterrupt as interrupt:
-            if not done:
-                raise
-            raise EvaluationInterrupted(finish(NLL.concatenate(done)), len(x)) from interrupt
-    return finish(NLL.concatenate(done))
-
-
-def _by_chunks(evaluate: Callable[[slice], NLL], x: Tensor, chunk: str | int) -> Iterator[NLL]:
-    """Results of ``chunk`` rows at a time; "auto" halves the chunk where memory runs out."""
-    size = _chunk_size(chunk, x)
-    start = 0
-    while start < len(x) or start == 0:
-        try:
-            yield evaluate(slice(start, start + size))
-        except torch.OutOfMemoryError:
-            if chunk != "auto" or size == 1:
-                raise
-            size = size // 2
-            continue
-        start += size
-
-
-def _chunk_size(chunk: str | int, x: Tensor) -> int:
-    if chunk != "auto":
-        checks.check_count("chunk", chunk)
-        return chunk
-    size = max(16, 2**22 // max(1, math.prod(x.shape[1:])))
-    # a kernel's call on the CPU cannot be interrupted; this many rows take it a few seconds
-    return min(size, 2**14) if x.is_cpu else size
+    return evaluate_by_chunks(evaluate, finish, model, x, chunk, progress)
 
 
 def _importance_weighted(parts: list[NLL]) -> NLL:

@@ -27,6 +27,17 @@ class Prior(NamedTuple):
         """(B, *event) -> (B,) float64 nats."""
         return self.distribution.log_prob(x.flatten(1).double()).double()
 
+    def precision_trace(self, size: int) -> float | None:
+        """The trace of the inverse covariance where the prior is Gaussian, otherwise None."""
+        distribution = self.distribution
+        if isinstance(distribution, StandardNormal):
+            return size / distribution.variance
+        if isinstance(distribution, DiagonalNormal):
+            return float((1 / distribution.variance).sum())
+        if isinstance(distribution, MultivariateNormal):
+            return float(distribution.precision_matrix.double().diagonal().sum())
+        return None
+
     def sample(self, noise: Tensor, seed: int) -> Tensor:
         """(B, d) float64 draws made of standard normal ``noise`` (B, d) where the prior is Gaussian;
         another distribution draws by itself, from ``seed``."""
@@ -70,16 +81,24 @@ def _coefficients(schedule: Schedule, t: float) -> tuple[float, float]:
     return schedule.alpha(t).item(), schedule.sigma(t).item()
 
 
-def latent_moments(model: ScoreModel, t: float, size: int) -> tuple[Tensor, Tensor] | None:
-    """Mean (size,) and variance (size,) or covariance (size, size) of x_t, or None if unknown."""
+def data_moments(model: ScoreModel, size: int) -> tuple[Tensor, Tensor] | None:
+    """Mean (size,) and variance (size,) or covariance (size, size) of the data, or None if unknown."""
     if model.moments is None:
         return None
     mean, spread = (value.double() for value in model.moments)
+    mean = _vector(mean, size, "mean")
+    return mean, spread if size > 1 and spread.shape == (size, size) else _vector(spread, size, "variance")
+
+
+def latent_moments(model: ScoreModel, t: float, size: int) -> tuple[Tensor, Tensor] | None:
+    """Mean (size,) and variance (size,) or covariance (size, size) of x_t, or None if unknown."""
+    moments = data_moments(model, size)
+    if moments is None:
+        return None
+    mean, spread = moments
     alpha, sigma = _coefficients(model.schedule, t)
-    mean = alpha * _vector(mean, size, "mean")
-    if size > 1 and spread.shape == (size, size):
-        return mean, alpha**2 * spread + sigma**2 * torch.eye(size).to(spread)
-    return mean, alpha**2 * _vector(spread, size, "variance") + sigma**2
+    noise = torch.eye(size).to(spread) if spread.dim() == 2 else 1.0
+    return alpha * mean, alpha**2 * spread + sigma**2 * noise
 
 
 def _vector(value: Tensor, size: int, name: str) -> Tensor:

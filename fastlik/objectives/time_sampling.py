@@ -30,9 +30,13 @@ class Times(NamedTuple):
     density: Tensor
 
 
-def log_snr_range(schedule: Schedule) -> tuple[float, float]:
-    """(log-SNR at the prior, log-SNR at the data), infinite ends cut at ``LOG_SNR_LIMIT``."""
-    ends = (float(schedule.log_snr(t)) for t in (schedule.t_prior, schedule.t_data))
+def log_snr_range(schedule: Schedule, times: tuple[float, float] | None = None) -> tuple[float, float]:
+    """(log-SNR at the prior, log-SNR at the data), infinite ends cut at ``LOG_SNR_LIMIT``.
+
+    times: (t_data, t_prior) where it is not the schedule's whole path.
+    """
+    t_data, t_prior = times or (schedule.t_data, schedule.t_prior)
+    ends = (float(schedule.log_snr(t)) for t in (t_prior, t_data))
     low, high = (end if math.isfinite(end) else math.copysign(LOG_SNR_LIMIT, end) for end in ends)
     return low, high
 

@@ -26,6 +26,7 @@ class Stream(IntEnum):
     DEQUANTISE = 1
     PRIOR = 2
     NOISE = 3
+    TIME = 4
 
 
 def _multiply(a: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
