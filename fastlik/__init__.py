@@ -4,6 +4,7 @@ from . import data, nn, testing, zoo
 from .derivatives.divergence import divergence
 from .derivatives.taylor import jet, jvp
 from .likelihood.bound import bound_nll
+from .likelihood.classifier import Classification, classify
 from .likelihood.formula import formula_nll
 from .likelihood.ode import ode_nll
 from .likelihood.ode_score import ode_score
@@ -22,6 +23,7 @@ __all__ = [
     "NLL",
     "VE",
     "VP",
+    "Classification",
     "ConvergenceWarning",
     "Cosine",
     "DiscreteVP",
@@ -33,6 +35,7 @@ __all__ = [
     "SubVP",
     "backends",
     "bound_nll",
+    "classify",
     "data",
     "divergence",
     "formula_nll",

@@ -11,18 +11,18 @@ from torch import Tensor
 from .. import checks
 from ..model import ScoreModel, evaluating
 from ..progress import progress_bar
-from .result import NLL, EvaluationInterrupted
+from .result import EvaluationInterrupted, Result, concatenate
 
 
 def evaluate_by_chunks(
-    evaluate: Callable[[slice, int], NLL],
-    finish: Callable[[NLL], NLL],
+    evaluate: Callable[[slice, int], Result],
+    finish: Callable[[Result], Result],
     model: ScoreModel,
     x: Tensor,
     chunk: str | int,
     progress: bool,
     draws: int = 1,
-) -> NLL:
+) -> Result:
     """The results of all rows of ``x``, put together and finished.
 
     Args:
@@ -34,7 +34,7 @@ def evaluate_by_chunks(
     Raises:
         EvaluationInterrupted: on Ctrl-C after the first chunk, with the rows finished so far.
     """
-    done: list[NLL] = []
+    done: list[Result] = []
     with evaluating(model), progress_bar(progress, total=len(x), unit="row") as bar:
         try:
             for part in _by_chunks(evaluate, x, chunk, draws):
@@ -43,13 +43,13 @@ def evaluate_by_chunks(
         except KeyboardInterrupt as interrupt:
             if not done:
                 raise
-            raise EvaluationInterrupted(finish(NLL.concatenate(done)), len(x)) from interrupt
-    return finish(NLL.concatenate(done))
+            raise EvaluationInterrupted(finish(concatenate(done)), len(x)) from interrupt
+    return finish(concatenate(done))
 
 
 def _by_chunks(
-    evaluate: Callable[[slice, int], NLL], x: Tensor, chunk: str | int, draws: int
-) -> Iterator[NLL]:
+    evaluate: Callable[[slice, int], Result], x: Tensor, chunk: str | int, draws: int
+) -> Iterator[Result]:
     """Results of some rows at a time; "auto" halves the chunk where memory runs out."""
     size = _chunk_size(chunk, x)
     start = 0

@@ -78,10 +78,14 @@ class PathIntegral:
         """Evaluations of the network a row."""
         return 2 * self.strata.count * self.strata.pairs
 
+    def gamma(self, rows: Tensor, number: Tensor) -> Tensor:
+        """(N,) float64 levels of the pairs ``number`` (N,) of the rows with ids ``rows`` (N,)."""
+        return self.strata.gamma(self.seed, rows, number)
+
     def noise(self, like: Tensor, rows: Tensor, number: Tensor) -> Tensor:
-        """Standard normal noise of the pairs ``number`` (N,), like ``like`` (N, *event)."""
+        """Their standard normal noise, like ``like`` (N, *event)."""
         size = like.shape[1:].numel()
-        return gaussian(self.seed, Stream.NOISE, rows, 0, number, size).to(like.dtype).reshape(like.shape)
+        return gaussian(self.seed, Stream.NOISE, rows, 0, number, size).to(like).reshape(like.shape)
 
     def times(self, gamma: Tensor) -> Tensor:
         """The schedule's times, within the span whatever the rounding."""
@@ -118,20 +122,18 @@ class PathIntegral:
         return implicit - self.anchor.implicit(x0, noise, snr)
 
     def pairs(
-        self, x0: Tensor, rows: Tensor, number: Tensor, condition: dict
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(N,) means of :meth:`values` over a pair's two draws, its gamma, and its noise (N, *event)."""
-        gamma, noise = self.strata.gamma(self.seed, rows, number), self.noise(x0, rows, number)
-        both = torch.cat((noise, -noise))
+        self, x0: Tensor, gamma: Tensor, noise: Tensor, rows: Tensor, number: Tensor, condition: dict
+    ) -> Tensor:
+        """(N,) means of :meth:`values` over the two draws of each pair; conditions have 2 N rows."""
         values = self.values(
             torch.cat((x0, x0)),
             gamma.repeat(2),
-            both,
+            torch.cat((noise, -noise)),
             rows.repeat(2),
             torch.cat((2 * number, 2 * number + 1)),
             condition,
         )
-        return values.unflatten(0, (2, -1)).mean(0), gamma, noise
+        return values.unflatten(0, (2, -1)).mean(0)
 
 
 class Closed(NamedTuple):
@@ -155,9 +157,7 @@ def evaluate_path_integral(
         return result
 
     with torch.no_grad():
-        return evaluate_by_chunks(
-            evaluate, finish, data.model, data.x, chunk, progress, max(1, integral.draws)
-        )
+        return evaluate_by_chunks(evaluate, finish, data.model, data.x, chunk, progress, integral.draws)
 
 
 def _evaluate_rows(integral: PathIntegral, closed: Closed, data: Data, index: slice, together: int) -> NLL:
@@ -173,7 +173,8 @@ def _evaluate_rows(integral: PathIntegral, closed: Closed, data: Data, index: sl
         shape = len(position), stop - start, strata.pairs
         owner, number = position.repeat_interleave(len(number)), number.repeat(len(position))
         x0, rows = data.points(owner, number, integral.seed), data.rows[owner]
-        values, gamma, noise = integral.pairs(x0, rows, number, data.conditions(owner.repeat(2)))
+        gamma, noise = integral.gamma(rows, number), integral.noise(x0, rows, number)
+        values = integral.pairs(x0, gamma, noise, rows, number, data.conditions(owner.repeat(2)))
         values = strata.weights(device)[number // strata.pairs] * values
         if drawn:
             ends = 0.5 * (closed.value(x0, noise) + closed.value(x0, -noise))
@@ -214,17 +215,20 @@ def _as_nll(
 def standard_error(table: Tensor) -> Tensor:
     """(B,) of the sum over strata of the mean over pairs, from weighted values (B, strata, pairs).
 
-    The pairs of a stratum are independent and alike; those of its neighbours are nearly so, and count as
-    well: a variance of six values instead of two, which makes error over standard error nearly normal.  What
-    differs between neighbours adds to it, so that it errs on the large side where draws are few.
+    The pairs of a stratum are independent and alike.  Those of its neighbours are, up to a trend over the
+    strata that is removed, and count as well: the spread of a stratum is that of six pairs instead of two,
+    which makes error over standard error more nearly normal.
     """
     strata, pairs = table.shape[1:]
     width = min(3, strata)
     first = (torch.arange(strata, device=table.device) - 1).clamp(0, strata - width)
     windows = first[:, None] + torch.arange(width, device=table.device)
     values = table[:, windows].flatten(2)
-    squares = (values - values.mean(2, keepdim=True)).square().sum(2)
-    return (squares.sum(1) / (pairs * (width * pairs - 1))).sqrt()
+    place = torch.arange(width, dtype=table.dtype, device=table.device).repeat_interleave(pairs)
+    trends = torch.stack([place**power for power in range(min(2, width))], 1)
+    basis = torch.linalg.qr(trends).Q
+    squares = (values - values @ basis @ basis.T).square().sum(2)
+    return (squares.sum(1) / (pairs * (len(place) - basis.shape[1]))).sqrt()
 
 
 def _latent(integral: PathIntegral, data: Data, position: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,15 +16,17 @@ from torch import Tensor
 from ..checks import describe_rows
 from ..solvers.status import Status, all_done
 
+Result = TypeVar("Result")
+
 
 class ConvergenceWarning(UserWarning):
     """Some rows have no likelihood; they are NaN and flagged in ``NLL.status``."""
 
 
 class EvaluationInterrupted(KeyboardInterrupt):
-    """Ctrl-C during an evaluation; ``partial`` is the :class:`NLL` of the rows already finished."""
+    """Ctrl-C during an evaluation; ``partial`` is the result (:class:`NLL`) of the rows already finished."""
 
-    def __init__(self, partial: NLL, rows: int) -> None:
+    def __init__(self, partial: object, rows: int) -> None:
         super().__init__(
             f"interrupted after {len(partial)} of {rows} rows; the exception's .partial holds their results"
         )
@@ -142,21 +144,21 @@ class NLL:
             raise ValueError(f"cannot save to {path.name!r}: the suffix must be .json or .npz")
         return path
 
-    @classmethod
-    def concatenate(cls, parts: list[NLL]) -> NLL:
-        """The rows of all parts in order; the protocol of the first."""
-        if len(parts) == 1:
-            return parts[0]
-        tensors = {
-            name: torch.cat([getattr(part, name) for part in parts])
-            for name, value in vars(parts[0]).items()
-            if isinstance(value, Tensor)
-        }
-        return cls(**tensors, protocol=parts[0].protocol)
+
+def concatenate(parts: list[Result]) -> Result:
+    """The rows of all parts in order; what is not a tensor (B, ...) is the first's."""
+    if len(parts) == 1:
+        return parts[0]
+    tensors = {
+        name: torch.cat([getattr(part, name) for part in parts])
+        for name, value in vars(parts[0]).items()
+        if isinstance(value, Tensor)
+    }
+    return replace(parts[0], **tensors)
 
 
-def warn_of_failures(status: Tensor, stopped_at: Tensor, what: str) -> None:
-    """One ConvergenceWarning that names the rows that did not end well, why, and at which times."""
+def warn_of_failures(status: Tensor, stopped_at: Tensor | None, what: str) -> None:
+    """One ConvergenceWarning that names the rows that did not end well, why, and at which times, if known."""
     if all_done(status):
         return
     failed = (status != Status.DONE).nonzero().flatten().tolist()
@@ -164,11 +166,17 @@ def warn_of_failures(status: Tensor, stopped_at: Tensor, what: str) -> None:
     for code in Status:
         rows = [row for row in failed if int(status[row]) == code]
         if rows:
-            times = sorted({f"{t:.4g}" for t in stopped_at[rows].aminmax()}, key=float)
-            reasons.append(f"{describe_rows(rows)}: {code.description} at t = {' .. '.join(times)}")
+            reasons.append(f"{describe_rows(rows)}: {code.description}{_times(stopped_at, rows)}")
     warnings.warn(
         f"{len(failed)} of {len(status)} rows {what}: {'; '.join(reasons)}", ConvergenceWarning, stacklevel=3
     )
+
+
+def _times(stopped_at: Tensor | None, rows: list[int]) -> str:
+    if stopped_at is None:
+        return ""
+    times = sorted({f"{t:.4g}" for t in stopped_at[rows].aminmax()}, key=float)
+    return f" at t = {' .. '.join(times)}"
 
 
 def _without_nan(value: object) -> object:

@@ -61,7 +61,7 @@ def test_a_misfit_gaussian_is_off_by_girsanovs_divergence():
     data = GaussianMixture([1.0], [[0.0, 0.0]], variance)
     x = data.sample(2000, 1)
     model = data.model(schedule, misfit=misfit, moments=True)
-    result = fastlik.bound_nll(model, x, draws=64)
+    result = fastlik.bound_nll(model, x)
     ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
     alpha, sigma = schedule.alpha(ends), schedule.sigma(ends)
     v = alpha**2 * variance + sigma**2
