@@ -102,7 +102,7 @@ def formula_nll(
         strata = uniform_strata(span, DRAWS if draws is None else draws)
     trace = implicit_trace(form == "ism", data.size, divergence, probes, probe, seed)
     integral = PathIntegral(model, span, strata, anchor, trace, seed)
-    closed = _discrete_constant(integral, data.size) if form == "ddpm" else _continuous_ends(integral, data)
+    closed = _discrete_constant(integral, data.size) if form == "ddpm" else continuous_ends(integral, data)
     protocol = describe(integral, data, "score-based density formula", form)
     return evaluate_path_integral(integral, closed, data, chunk, progress, protocol)
 
@@ -119,7 +119,7 @@ def levels(model: ScoreModel, span: Span, steps: int | None) -> Tensor:
     return -schedule.log_snr(t.round() if of_table else t)
 
 
-def _continuous_ends(integral: PathIntegral, data: Data) -> Closed:
+def continuous_ends(integral: PathIntegral, data: Data) -> Closed:
     """Beyond t_max the model counts as the Gaussian of the moments, or N(0, I) where none are subtracted:
     its integral from there is KL(q(x_T | x) || prior) with that Gaussian's own prior."""
     model, t = integral.model, integral.span.t_prior

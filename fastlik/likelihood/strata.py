@@ -56,7 +56,10 @@ class UniformStrata:
 
     def gamma(self, seed: int, rows: Tensor, number: Tensor) -> Tensor:
         u = uniform(seed, Stream.TIME, rows, 0, number, 1)[:, 0]
-        place = (number // self.pairs + u) / self.count
+        return self.level((number // self.pairs + u) / self.count)
+
+    def level(self, place: Tensor) -> Tensor:
+        """gamma at a share in [0, 1] of the length."""
         return (self.start - 1 + self.length * place).clamp(self.start, self.end)
 
     def weights(self, device: torch.device) -> Tensor:
