@@ -3,11 +3,13 @@
 from . import data, nn, testing, zoo
 from .derivatives.divergence import divergence
 from .derivatives.taylor import jet, jvp
+from .likelihood.autoregressive import ar_nll
 from .likelihood.bound import bound_nll
 from .likelihood.classifier import Classification, classify
 from .likelihood.formula import formula_nll
 from .likelihood.ode import ode_nll
 from .likelihood.ode_score import ode_score
+from .likelihood.penalty import density_penalty
 from .likelihood.result import NLL, ConvergenceWarning, EvaluationInterrupted
 from .model import ScoreModel, wrap
 from .ops.dispatch import backends
@@ -33,10 +35,12 @@ __all__ = [
     "Run",
     "ScoreModel",
     "SubVP",
+    "ar_nll",
     "backends",
     "bound_nll",
     "classify",
     "data",
+    "density_penalty",
     "divergence",
     "formula_nll",
     "jet",
