@@ -1,4 +1,4 @@
-"""The README's examples run and print what it says they print."""
+"""The README's examples, and those of docs/bounds.md, run and print what it says they print."""
 
 import contextlib
 import io
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from benchmarks import work_precision
@@ -16,16 +17,18 @@ README = Path(__file__).parents[1] / "README.md"
 EXAMPLE = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
 
 
-def test_examples_print_what_the_readme_shows():
+@pytest.mark.parametrize("document", ["README.md", "docs/bounds.md"])
+def test_examples_print_what_is_shown(document):
     """One namespace from top to bottom, as a reader would type it."""
     torch.manual_seed(0)
     namespace = {}
-    examples = EXAMPLE.findall(README.read_text())
-    assert len(examples) == README.read_text().count("```python")
+    text = (README.parent / document).read_text()
+    examples = EXAMPLE.findall(text)
+    assert len(examples) == text.count("```python") > 0
     for code, expected in examples:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(code, "README.md", "exec"), namespace)
+            exec(compile(code, document, "exec"), namespace)
         assert printed.getvalue() == expected
 
 
