@@ -12,6 +12,7 @@ An anchor takes noise away from an estimate and leaves its expectation as it is,
 from __future__ import annotations
 
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -46,7 +47,8 @@ class GaussianAnchor:
 
     def __init__(self, mean: Tensor, spread: Tensor) -> None:
         self.mean = mean
-        self.variance, self.axes = (spread, None) if spread.dim() == 1 else torch.linalg.eigh(spread)
+        variance, self.axes = (spread, None) if spread.dim() == 1 else torch.linalg.eigh(spread)
+        self.variance = variance.clamp(min=0)  # rounding of a singular covariance
 
     def _coordinates(self, values: Tensor) -> Tensor:
         """(N, *event) -> (N, d) float64 along the axes."""
@@ -110,9 +112,17 @@ def _square(noise: Tensor) -> Tensor:
     return noise.flatten(1).double().square().sum(1)
 
 
+# each model's anchor with the moments that it was made of: a loss asks for it in every step
+_known: WeakKeyDictionary[ScoreModel, tuple[Tensor, Anchor]] = WeakKeyDictionary()
+
+
 def choose_anchor(model: ScoreModel, size: int, device: torch.device) -> Anchor:
     """The Gaussian of the data's moments, where the model knows them."""
     moments = data_moments(model, size)
     if moments is None:
         return PlainAnchor()
-    return GaussianAnchor(*(value.to(device) for value in moments))
+    made_of, anchor = _known.get(model, (None, None))
+    if made_of is not model.data_spread or len(anchor.mean) != size or anchor.mean.device != device:
+        anchor = GaussianAnchor(*(value.to(device) for value in moments))
+        _known[model] = model.data_spread, anchor
+    return anchor

@@ -165,7 +165,7 @@ def describe(integral: PathIntegral, data: Data, estimator: str, form: str) -> d
         "predicts": integral.model.predicts,
         "t_data": span.t_data,
         "t_prior": span.t_prior,
-        "start": "x is data without noise; reconstruction N(x0_hat, (sigma / alpha)^2 I) at t_data",
+        "start": f"x is data without noise; {_below(strata)}",
         "draws": integral.draws,
         "sampling": _sampling(strata),
         "anchor": "none" if isinstance(integral.anchor, PlainAnchor) else "Gaussian of the data's moments",
@@ -179,6 +179,12 @@ def describe(integral: PathIntegral, data: Data, estimator: str, form: str) -> d
     if data.quantisation is not None:
         protocol |= {"bins": data.quantisation.bins, "data_range": data.quantisation.range}
     return protocol
+
+
+def _below(strata: Strata) -> str:
+    if isinstance(strata, UniformStrata):
+        return "reconstruction N(x0_hat, (sigma / alpha)^2 I) at t_data"
+    return "d/2 (1 + log(2 pi sigma^2 / (alpha^2 + sigma^2))) for what is below t_data"
 
 
 def _sampling(strata: Strata) -> str:

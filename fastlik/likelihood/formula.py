@@ -10,11 +10,10 @@ from torch import Tensor
 from .. import checks
 from ..model import ScoreModel
 from ..schedule import DiscreteVP
-from .anchor import PlainAnchor, choose_anchor
-from .bound import DRAWS, check_draws, describe, implicit_trace, uniform_strata, variational_terms
+from .anchor import GaussianAnchor, PlainAnchor, choose_anchor
+from .bound import DRAWS, check_draws, describe, implicit_trace, uniform_strata
 from .inputs import Data
 from .path_integral import Closed, PathIntegral, Span, evaluate_path_integral
-from .prior import Prior, StandardNormal, choose_prior
 from .result import NLL
 from .strata import RiemannSum
 
@@ -102,8 +101,12 @@ def formula_nll(
         strata = uniform_strata(span, DRAWS if draws is None else draws)
     trace = implicit_trace(form == "ism", data.size, divergence, probes, probe, seed)
     integral = PathIntegral(model, span, strata, anchor, trace, seed)
-    closed = _discrete_constant(integral, data.size) if form == "ddpm" else continuous_ends(integral, data)
+    closed = (
+        _discrete_constant(integral, data.size) if form == "ddpm" else continuous_ends(integral, data.size)
+    )
     protocol = describe(integral, data, "score-based density formula", form)
+    gaussian = "N(0, I)" if isinstance(anchor, PlainAnchor) else "the Gaussian of the data's moments"
+    protocol["beyond_t_prior"] = "nothing" if form == "ddpm" else gaussian
     return evaluate_path_integral(integral, closed, data, chunk, progress, protocol)
 
 
@@ -119,15 +122,20 @@ def levels(model: ScoreModel, span: Span, steps: int | None) -> Tensor:
     return -schedule.log_snr(t.round() if of_table else t)
 
 
-def continuous_ends(integral: PathIntegral, data: Data) -> Closed:
-    """Beyond t_max the model counts as the Gaussian of the moments, or N(0, I) where none are subtracted:
-    its integral from there is KL(q(x_T | x) || prior) with that Gaussian's own prior."""
-    model, t = integral.model, integral.span.t_prior
-    if isinstance(integral.anchor, PlainAnchor):
-        prior = Prior(StandardNormal(model.schedule.scale(t).item() ** 2), "N(0, alpha^2 + sigma^2)")
-    else:
-        prior = choose_prior("auto", model, t, data.size, data.x.device)
-    return variational_terms(integral, prior, data.size)
+def continuous_ends(integral: PathIntegral, size: int) -> Closed:
+    """Beyond t_max the model counts as the Gaussian of the moments, or N(0, I) where none are subtracted."""
+    anchor, span = integral.anchor, integral.span
+
+    def value(x0: Tensor, noise: Tensor | None) -> Tensor:
+        beyond = anchor
+        if isinstance(anchor, PlainAnchor):
+            unit = torch.ones(size, dtype=torch.float64, device=x0.device)
+            beyond = GaussianAnchor(torch.zeros_like(unit), unit)
+        rest = beyond.integral(x0, math.exp(-span.end), 0.0)
+        constant = 0.5 * size * (math.log(2 * math.pi) + span.start)
+        return integral.strata.anchored(anchor, x0) + rest + constant
+
+    return Closed(value, False)
 
 
 def _discrete_constant(integral: PathIntegral, size: int) -> Closed:

@@ -102,7 +102,7 @@ def _estimate(data: Data, span: Span, x: Tensor, draws: int, weights: str) -> _E
     if weights == "likelihood":
         integral = PathIntegral(model, span, strata, choose_anchor(model, data.size, x.device), None, 0)
         gamma, factor = strata.level(place), strata.length
-        known = continuous_ends(integral, data).value(x, None)
+        known = continuous_ends(integral, data.size).value(x, None)
     else:
         integral = PathIntegral(model, span, strata, PlainAnchor(), None, 0)
         t = span.t_data + (span.t_prior - span.t_data) * place

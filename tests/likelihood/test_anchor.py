@@ -6,7 +6,9 @@ import math
 import pytest
 import torch
 
-from fastlik.likelihood.anchor import GaussianAnchor, PlainAnchor
+import fastlik
+from fastlik.likelihood.anchor import GaussianAnchor, PlainAnchor, choose_anchor
+from fastlik.testing import GaussianMixture
 
 GENERATOR = torch.Generator().manual_seed(0)
 X0 = torch.randn(4, 3, generator=GENERATOR, dtype=torch.float64)
@@ -62,3 +64,28 @@ def test_images_are_vectors():
         assert torch.equal(
             one.explicit(image, noise, snr), one.explicit(image.flatten(1), noise.flatten(1), snr)
         )
+
+
+def test_a_models_anchor_is_made_once():
+    """And anew where its moments are others."""
+    model = GaussianMixture.random(2, 3).model(fastlik.VP(), moments=True)
+    first = choose_anchor(model, 3, X0.device)
+    assert choose_anchor(model, 3, X0.device) is first
+    model.set_moments((MEAN, ROOT @ ROOT.T))
+    second = choose_anchor(model, 3, X0.device)
+    assert second is not first and torch.equal(second.mean, MEAN)
+    model.set_moments((0.5, 2.0))
+    assert (
+        len(choose_anchor(model, 3, X0.device).mean) == 3
+        and len(choose_anchor(model, 5, X0.device).mean) == 5
+    )
+    model.set_moments(None)
+    assert isinstance(choose_anchor(model, 3, X0.device), PlainAnchor)
+
+
+def test_a_singular_covariance():
+    """Data on a plane: nothing off it is negative by rounding."""
+    direction = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
+    anchor = GaussianAnchor(torch.zeros_like(MEAN), direction.T @ direction)
+    assert (anchor.variance >= 0).all()
+    assert anchor.integral(X0, 1e9, 0.0).isfinite().all()

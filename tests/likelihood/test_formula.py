@@ -19,6 +19,7 @@ def test_anchored_is_the_bound_with_the_matched_prior(data):
     formula, bound = fastlik.formula_nll(model, x, draws=32), fastlik.bound_nll(model, x, draws=32)
     torch.testing.assert_close(formula.nats, bound.nats, rtol=0, atol=1e-9)
     assert formula.protocol["estimator"] == "score-based density formula" and "prior" not in formula.protocol
+    assert formula.protocol["beyond_t_prior"] == "the Gaussian of the data's moments"
 
 
 def test_anchored_is_exact_for_gaussian_data(schedule):
@@ -86,6 +87,7 @@ def test_ddpms_sum(moments):
     data = GaussianMixture.random(3, 4, seed=1)
     x = data.sample(12)
     result = fastlik.formula_nll(data.model(DDPM, moments=moments), x, form="ddpm")
+    assert "reconstruction" not in result.protocol["start"] and result.protocol["beyond_t_prior"] == "nothing"
     assert (result.nfe == 999 * 4).all() and result.protocol["draws"] == 999 * 4
     gap = result.discretisation / 4
     assert ((gap - 0.465).abs() < 1e-3).all()
