@@ -25,7 +25,7 @@ from .command import (
 from .config import arguments, merged, parse_settings
 
 Method = Literal["auto", "adams", "rk45", "tsit5", "rk4", "heun", "euler"]
-Dequantizer = Literal["uniform"]
+Dequantizer = Literal["uniform", "truncated_normal"]
 
 # parameters of fastlik.ode_nll that text cannot give
 _HIDDEN = ("model", "x", "condition", "rows")
@@ -41,7 +41,7 @@ def nll(
     tolerance: Annotated[float, typer.Option(help="Error aimed at, nats per dimension.")] = 1e-3,
     probes: Annotated[int, typer.Option(help="Hutchinson probes a row.")] = 1,
     dequantize: Annotated[
-        Dequantizer | None, typer.Option(help="For discrete data; by default for integers.  [uniform]")
+        Dequantizer | None, typer.Option(help="Noise in the bins of discrete data.  [uniform for integers]")
     ] = None,
     bins: Annotated[int | None, typer.Option(help="Levels of discrete data.  [as trained]")] = None,
     data_range: Annotated[

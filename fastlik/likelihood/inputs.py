@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import checks
 from ..derivatives import divergence as divergences
@@ -20,11 +20,13 @@ from .problem import METHODS, PRECISIONS
 
 PROBE_MODES = ("fresh", "frozen")
 DEQUANTISERS = (None, "uniform")
+# where the evaluation starts from points of the process, not from data without its noise
+ODE_DEQUANTISERS = (*DEQUANTISERS, "truncated_normal")
 
 
 def choose_quantisation(
     model: ScoreModel,
-    dequantize: str | None,
+    dequantize: str | nn.Module | None,
     bins: int | None,
     data_range: tuple[float, float] | None,
 ) -> Quantisation | None:
@@ -32,7 +34,7 @@ def choose_quantisation(
     trained = model.quantisation
     if bins is None and (dequantize is not None or data_range is not None):
         if trained is None:
-            given = f"dequantize={dequantize!r}" if dequantize else "data_range"
+            given = "data_range" if dequantize is None else "dequantize="
             raise ValueError(f"{given} needs bins=, the number of levels (256 for 8-bit images)")
         bins = trained.bins
     if bins is None:
@@ -47,7 +49,7 @@ def check_options(
     probe: str,
     probe_mode: str,
     mode: str,
-    dequantize: str | None,
+    dequantize: str | nn.Module | None,
     prior: object,
     backend: str,
     precision: str,
@@ -62,7 +64,8 @@ def check_options(
     checks.check_choice("probe", probe, PROBES)
     checks.check_choice("probe_mode", probe_mode, PROBE_MODES)
     checks.check_choice("mode", mode, divergences.MODES)
-    checks.check_choice("dequantize", dequantize, DEQUANTISERS)
+    if not isinstance(dequantize, nn.Module):
+        checks.check_choice("dequantize", dequantize, ODE_DEQUANTISERS)
 
 
 def check_target(target: object, method: str) -> None:
@@ -87,7 +90,7 @@ def row_target(target: float | tuple[str, float] | None, rows: int) -> float | N
 
 
 def check_data(
-    x: Tensor, dequantize: str | None, quantisation: Quantisation | None, importance: int
+    x: Tensor, dequantize: str | nn.Module | None, quantisation: Quantisation | None, importance: int
 ) -> Tensor:
     if dequantize is None:
         if isinstance(x, Tensor) and not x.is_floating_point():
@@ -115,6 +118,11 @@ def check_placement(model: ScoreModel, x: Tensor) -> None:
         )
     if x.device != parameter.device:
         raise ValueError(f"x is on {x.device} but the network is on {parameter.device}: move one of them")
+
+
+def state_dtype(x: Tensor, model: ScoreModel) -> torch.dtype:
+    """The precision of the ODE's state: that of x, or for levels that of the network."""
+    return x.dtype if x.is_floating_point() else parameter_dtype(model) or torch.float32
 
 
 def check_rows(rows: Tensor | None, x: Tensor) -> Tensor:
@@ -178,8 +186,7 @@ def dequantised(
     levels = quantisation.levels(x)
     size = x.shape[1:].numel()
     u = uniform(seed, Stream.DEQUANTISE, rows, draw, node, size).reshape(x.shape)
-    dtype = x.dtype if x.is_floating_point() else parameter_dtype(model) or torch.float32
-    return quantisation.continuous(levels, u).to(dtype)
+    return quantisation.continuous(levels, u).to(state_dtype(x, model))
 
 
 def parameter_dtype(model: ScoreModel) -> torch.dtype | None:

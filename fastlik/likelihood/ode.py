@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from .. import checks
@@ -17,6 +17,7 @@ from ..derivatives.divergence import choose_method
 from ..model import ScoreModel
 from .chunks import evaluate_by_chunks
 from .dequantise import Quantisation
+from .dequantiser import Dequantiser, choose_dequantiser
 from .flow import Trace, take_rows
 from .inputs import (
     check_data,
@@ -25,9 +26,8 @@ from .inputs import (
     check_rows,
     check_target,
     choose_quantisation,
-    dequantised,
-    parameter_dtype,
     row_target,
+    state_dtype,
     time_span,
 )
 from .prior import choose_prior, prior_mismatch
@@ -55,7 +55,7 @@ def ode_nll(
     prior: str | Distribution = "auto",
     t_min: float | None = None,
     t_max: float | None = None,
-    dequantize: str | None = None,
+    dequantize: str | nn.Module | None = None,
     bins: int | None = None,
     data_range: tuple[float, float] | None = None,
     importance: int = 1,
@@ -93,12 +93,17 @@ def ode_nll(
         prior: "auto" (moment-matched where the data's moments are known), "standard" (N(0, I), or
             N(0, sigma_max^2 I) where alpha = 1) or a distribution over the flattened latent.
         t_min, t_max: bounds of the time interval, default the schedule's.
-        dequantize: "uniform" for discrete data: -log P of the levels, one noise draw a row
-            (an upper bound on average, tightened by ``importance``).
+        dequantize: of discrete data, whose -log P is bounded from above on average, by noise in the bins:
+            "uniform"; "truncated_normal", the noise that the process has at the data, cut off at the bin,
+            for models that were trained on levels with no other noise; or a module, such as one from
+            :func:`fastlik.train_dequantiser`, called as ``module(centres, noise) -> (u, log_q)``: bin centres
+            and uniform noise, both (B, *event), u in (0, 1) like them, the position in the bin, and
+            log_q (B,) nats, the log density of u given the centres.
         bins, data_range: number of levels and the continuous range (low, high) they span in the model's
             units; default those the model was trained with, and (-1, 1).  With ``bins`` but without
             ``dequantize``, x holds values dequantised already.
-        importance: dequantisation draws a row, averaged in probability (importance-weighted bound).
+        importance: dequantisation draws a row, averaged in probability (importance-weighted bound, which
+            is tighter).
         chunk: rows integrated together, or "auto".  Memory only: it changes no number.
         max_steps: attempted adaptive steps after which a row is given up and flagged; a fixed grid ends
             at 4096 steps.
@@ -134,8 +139,9 @@ def ode_nll(
     check_placement(model, x)
     rows = check_rows(rows, x)
     condition = dict(condition or {})
-    size = math.prod(x.shape[1:])
+    size, dtype = math.prod(x.shape[1:]), state_dtype(x, model)
     t_data, t_prior = time_span(model, t_min, t_max)
+    dequantiser = choose_dequantiser(dequantize, quantisation, model.schedule, t_data, dtype, importance)
     exact = choose_method(divergence, size) == "exact"
     derivatives = "torch" if backend == "torch" else "auto"
     problem = Problem(
@@ -152,11 +158,10 @@ def ode_nll(
         precision=precision,
     )
     if divergence == "auto":
-        dtype = x.dtype if x.is_floating_point() else parameter_dtype(model)
         problem = with_closed_form(problem, x.to(dtype), condition)
     # each dequantisation draw has probes of its own, added ones too
     stride = probes if target_stderr is None else most_probes(probes, size)
-    protocol = _protocol(problem, size, quantisation, dequantize, importance)
+    protocol = _protocol(problem, size, quantisation, dequantiser, importance)
 
     def finish(result: NLL) -> NLL:
         of_state = str(result.latent.dtype).removeprefix("torch.")
@@ -170,31 +175,31 @@ def ode_nll(
         taken = {name: take_rows(value, index, len(x)) for name, value in condition.items()}
         parts, drawn = [], problem
         for draw in range(importance):
-            data = x[index]
-            if dequantize is not None:
-                data = dequantised(data, quantisation, rows[index], draw, seed, model)
+            data, log_q = x[index], 0.0
+            if dequantiser is not None:
+                data, log_q = dequantiser(data, rows[index], draw, seed)
+            elif quantisation is not None:
+                log_q = -size * quantisation.log_bin_width
             if draw:
                 drawn = replace(problem, trace=replace(problem.trace, first_draw=draw * stride))
-            parts.append(solve(drawn, data, rows[index], taken))
-        result = _importance_weighted(parts)
-        if quantisation is not None:
-            result.nats -= size * quantisation.log_bin_width
-        return result
+            part = solve(drawn, data.to(dtype), rows[index], taken)
+            parts.append(replace(part, nats=part.nats + log_q))
+        return _importance_weighted(parts)
 
     return evaluate_by_chunks(evaluate, finish, model, x, chunk, progress)
 
 
 def _importance_weighted(parts: list[NLL]) -> NLL:
-    """log (1/K) sum_k p_k over K dequantisation draws; latents and times are the first draw's."""
+    """log (1/K) sum_k p_k / q_k over K dequantisation draws; latents and times are the first draw's."""
     if len(parts) == 1:
         return parts[0]
-    log_p = -torch.stack([part.nats for part in parts])
-    weights = log_p.softmax(0)
+    log_ratio = -torch.stack([part.nats for part in parts])
+    weights = log_ratio.softmax(0)
     spread = torch.stack([part.stderr for part in parts])
     status = torch.stack([part.status for part in parts]).amax(0)
     return replace(
         parts[0],
-        nats=-(log_p.logsumexp(0) - math.log(len(parts))),
+        nats=-(log_ratio.logsumexp(0) - math.log(len(parts))),
         stderr=(weights * spread).square().sum(0).sqrt(),
         discretisation=(weights * torch.stack([part.discretisation for part in parts])).sum(0),
         nfe=torch.stack([part.nfe for part in parts]).sum(0),
@@ -207,7 +212,7 @@ def _protocol(
     problem: Problem,
     size: int,
     quantisation: Quantisation | None,
-    dequantize: str | None,
+    dequantiser: Dequantiser | None,
     importance: int,
 ) -> dict:
     trace, model = problem.trace, problem.model
@@ -224,7 +229,7 @@ def _protocol(
         "tolerance_nats_per_dim": problem.tolerance,
         "divergence": "exact" if trace.exact else "hutchinson",
         "backend": problem.backend,
-        "dequantize": dequantize,
+        "dequantize": None,
     }
     if not trace.exact:
         protocol |= {
@@ -236,7 +241,9 @@ def _protocol(
             protocol["target_stderr"] = problem.target_stderr
     if quantisation is not None:
         protocol |= {"bins": quantisation.bins, "data_range": quantisation.range}
-    if dequantize is not None or not trace.exact:
+    if dequantiser is not None:
+        protocol |= dequantiser.protocol()
+    if dequantiser is not None or not trace.exact:
         protocol["seed"] = trace.seed
     if importance > 1:
         protocol["importance"] = importance

@@ -9,7 +9,7 @@ import pytest
 
 import fastlik
 from fastlik.cli import nll, sample, train
-from fastlik.likelihood.inputs import DEQUANTISERS
+from fastlik.likelihood.inputs import ODE_DEQUANTISERS
 from fastlik.model import PREDICTIONS
 from fastlik.objectives.time_sampling import TIME_SAMPLINGS
 from fastlik.objectives.weighting import WEIGHTINGS
@@ -33,7 +33,7 @@ def test_the_valid_values_are_those_of_the_api():
     assert get_args(train.TimeSampling) == TIME_SAMPLINGS
     assert get_args(sample.Method) == METHODS
     assert set(get_args(nll.Method)) == {"auto", "adams", *TABLEAUS}
-    assert (None, *get_args(nll.Dequantizer)) == DEQUANTISERS
+    assert (None, *get_args(nll.Dequantizer)) == ODE_DEQUANTISERS
     for name in get_args(train.Schedule):
         named(name)
 

@@ -95,6 +95,12 @@ def test_discrete_data_are_dequantised_as_in_training(cli, image_run):
     assert result.exit_code == 0, result.stderr
     protocol = json.loads(result.stdout)["protocol"]
     assert (protocol["dequantize"], protocol["bins"]) == ("uniform", 5)
+    result = cli(
+        "nll", image_run / "run", image_run / "test.npy", "--limit", "3", "--tolerance", "0.1",
+        "--dequantize", "truncated_normal", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["protocol"]["dequantize"] == "truncated_normal"
 
 
 def test_samples_of_a_discrete_model_are_levels(cli, image_run, tmp_path):
