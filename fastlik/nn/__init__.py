@@ -5,12 +5,13 @@ from __future__ import annotations
 from torch import nn
 
 from ..checks import check_choice
+from .dequantiser import FlowDequantiser
 from .dit import DiT
 from .embedding import TimeEmbedding
 from .mlp import MLP
 from .unet import UNet
 
-__all__ = ["MLP", "DiT", "TimeEmbedding", "UNet", "build", "describe"]
+__all__ = ["MLP", "DiT", "FlowDequantiser", "TimeEmbedding", "UNet", "build", "describe"]
 
 _NETWORKS = {"MLP": MLP, "UNet": UNet, "DiT": DiT}
 
