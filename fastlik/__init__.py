@@ -16,7 +16,7 @@ from .ops.dispatch import backends
 from .sampling import sample
 from .schedule import EDM, VE, VP, Cosine, DiscreteVP, LogSNR, RectifiedFlow, SubVP
 from .solvers.odeint import odeint
-from .training import Run, load, train
+from .training import DequantiserRun, Run, load, load_dequantiser, train, train_dequantiser
 
 __version__ = "0.1.0"
 
@@ -28,6 +28,7 @@ __all__ = [
     "Classification",
     "ConvergenceWarning",
     "Cosine",
+    "DequantiserRun",
     "DiscreteVP",
     "EvaluationInterrupted",
     "LogSNR",
@@ -46,6 +47,7 @@ __all__ = [
     "jet",
     "jvp",
     "load",
+    "load_dequantiser",
     "nn",
     "ode_nll",
     "ode_score",
@@ -53,6 +55,7 @@ __all__ = [
     "sample",
     "testing",
     "train",
+    "train_dequantiser",
     "wrap",
     "zoo",
 ]

@@ -1,5 +1,6 @@
 """Training objectives."""
 
+from .dequantisation import dequantisation_loss
 from .dsm import dsm_error
 from .high_order import Errors, Forms, choose_forms, draw_probes, high_order_errors
 from .loss import draw, dsm_loss, hdsm_loss, weighted_errors
@@ -19,6 +20,7 @@ __all__ = [
     "NoiseResidual",
     "above_noise",
     "choose_forms",
+    "dequantisation_loss",
     "draw",
     "draw_probes",
     "dsm_error",

@@ -94,15 +94,22 @@ class Dataset:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """x_0 (size, *event) of a step and its conditions; dequantisation draws from the global
         generator, the choice of rows depends on (seed, step) alone."""
-        index = batch_rows(seed, step, size, len(self.rows)).to(self.rows.device)
-        x0 = self.rows[index].to(device, non_blocking=True)
+        x0, condition = self.levels(seed, step, size, device)
         if self.quantisation is None:
             x0 = x0.to(dtype)
         else:
             u = torch.rand(x0.shape, dtype=dtype, device=device)
             x0 = self.quantisation.continuous(x0, u)
-        condition = {k: v[index].to(device, non_blocking=True) for k, v in self.condition.items()}
         return x0, condition
+
+    def levels(
+        self, seed: int, step: int, size: int, device: torch.device
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The rows (size, *event) of a step as they are kept, levels where the data are discrete, and their
+        conditions."""
+        index = batch_rows(seed, step, size, len(self.rows)).to(self.rows.device)
+        condition = {k: v[index].to(device, non_blocking=True) for k, v in self.condition.items()}
+        return self.rows[index].to(device, non_blocking=True), condition
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """float64 mean (*event) and covariance (d, d), or variances (*event) of wide events.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import nn
 
 from ..model import ScoreModel
 
@@ -16,16 +17,19 @@ class EMA:
     are noise, are soon forgotten.
     """
 
-    def __init__(self, model: ScoreModel, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, model: ScoreModel, step: int) -> None:
+    def update(self, model: nn.Module, step: int) -> None:
         """Follow ``model`` after its ``step``-th update, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         mine, theirs = list(self.model.parameters()), list(model.parameters())
         torch._foreach_lerp_(mine, theirs, 1 - decay)
-        buffers = zip(self.model.net.buffers(), model.net.buffers(), strict=True)
+        # of a ScoreModel those of its network: the data's moments do not change
+        pair = (self.model, model)
+        mine, theirs = ((m.net if isinstance(m, ScoreModel) else m).buffers() for m in pair)
+        buffers = zip(mine, theirs, strict=True)
         for buffer, current in buffers:
             buffer.copy_(current)
