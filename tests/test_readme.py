@@ -1,4 +1,4 @@
-"""The README's examples, and those of docs/bounds.md, run and print what it says they print."""
+"""The README's examples, and those of the documents, run and print what it says they print."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ README = Path(__file__).parents[1] / "README.md"
 EXAMPLE = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/bounds.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/bounds.md", "docs/dequantisation.md"])
 def test_examples_print_what_is_shown(document):
     """One namespace from top to bottom, as a reader would type it."""
     torch.manual_seed(0)
