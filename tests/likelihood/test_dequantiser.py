@@ -272,3 +272,10 @@ def test_the_module_is_called_without_gradients():
     q = Learned(Quantisation(17), Returning(lambda c, v: (v, v.sum(1))), torch.float64)
     x, log_q = drawn(q, torch.ones(2, 3).long())
     assert not x.requires_grad and not log_q.requires_grad
+
+
+@pytest.mark.parametrize("dequantize", ["truncated_normal", Exact()])
+def test_bounds_take_uniform_noise_only(dequantize):
+    """They start from data without the noise of the process; nothing else may pass for uniform."""
+    with pytest.raises(ValueError, match="valid values are None, 'uniform'"):
+        fastlik.bound_nll(DATA.model(SCHEDULE), torch.ones(2, 3).long(), dequantize=dequantize, bins=17)
