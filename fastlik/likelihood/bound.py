@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from .. import checks
@@ -38,7 +38,7 @@ def bound_nll(
     prior: str | Distribution = "auto",
     t_min: float | None = None,
     t_max: float | None = None,
-    dequantize: str | None = None,
+    dequantize: str | nn.Module | None = None,
     bins: int | None = None,
     data_range: tuple[float, float] | None = None,
     chunk: str | int = "auto",
@@ -74,8 +74,8 @@ def bound_nll(
             N(0, sigma_max^2 I) where alpha = 1) or a distribution over the flattened latent.
         t_min, t_max: bounds of the time interval, default the schedule's; where the log-SNR is infinite the
             path is cut at 15.
-        dequantize, bins, data_range: as in :func:`fastlik.ode_nll`; the dequantisation noise is drawn anew
-            for each pair and is part of the standard error.
+        dequantize, bins, data_range: "uniform" or a module, as in :func:`fastlik.ode_nll`; the dequantisation
+            noise is drawn anew for each pair and is part of the standard error.
         chunk: network evaluations made together, or "auto".  Memory only: it changes no number.
         progress: show a progress bar over rows.
 
@@ -170,12 +170,14 @@ def describe(integral: PathIntegral, data: Data, estimator: str, form: str) -> d
         "sampling": _sampling(strata),
         "anchor": "none" if isinstance(integral.anchor, PlainAnchor) else "Gaussian of the data's moments",
         "seed": integral.seed,
-        "dequantize": "uniform, anew for each pair" if data.is_random else None,
+        "dequantize": None,
     }
     if trace is not None:
         protocol["divergence"] = "exact" if trace.exact else "hutchinson"
         if not trace.exact:
             protocol |= {"probes": trace.probes, "probe": trace.kind}
+    if data.dequantiser is not None:
+        protocol["dequantize"] = f"{data.dequantiser.protocol()['dequantize']}, anew for each pair"
     if data.quantisation is not None:
         protocol |= {"bins": data.quantisation.bins, "data_range": data.quantisation.range}
     return protocol

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import checks
 from ..derivatives.probes import Stream, uniform
@@ -71,7 +71,7 @@ def classify(
     prune: bool = True,
     t_min: float | None = None,
     t_max: float | None = None,
-    dequantize: str | None = None,
+    dequantize: str | nn.Module | None = None,
     bins: int | None = None,
     data_range: tuple[float, float] | None = None,
     chunk: str | int = "auto",
@@ -173,7 +173,7 @@ def _values(
     """(R, C, n) values of the pairs ``number`` (R, n) of the rows at ``position`` (R,), where ``running``."""
     count = number.shape[1]
     owner, number = position.repeat_interleave(count), number.flatten()
-    rows, x0 = data.rows[owner], data.points(owner, number, integral.seed)
+    rows, (x0, _) = data.rows[owner], data.points(owner, number, integral.seed)
     gamma, noise = integral.gamma(rows, number), integral.noise(x0, rows, number)
     table = gamma.new_zeros(*running.shape, count)
     for label, condition in enumerate(conditions):

@@ -38,13 +38,15 @@ class Dequantiser(ABC):
     def protocol(self) -> dict:
         """What a result says of it."""
 
-    def __call__(self, x: Tensor, rows: Tensor, draw: int, seed: int) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, x: Tensor, rows: Tensor, draw: int, seed: int, node: Tensor | int = 0
+    ) -> tuple[Tensor, Tensor]:
         """Points (B, *event) float64 for the levels in x (B, *event), and their log q (B,) float64 nats.
 
-        The noise is keyed by (seed, row, draw), ``rows`` (B,) being the rows' ids.
+        The noise is keyed by (seed, row, draw, node), ``rows`` (B,) being the rows' ids; node is one or (B,).
         """
         levels, size = self.quantisation.levels(x), math.prod(x.shape[1:])
-        noise = uniform(seed, Stream.DEQUANTISE, rows, draw, 0, size).reshape(x.shape)
+        noise = uniform(seed, Stream.DEQUANTISE, rows, draw, node, size).reshape(x.shape)
         u, log_q = self.place(levels, noise, rows)
         log_volume = size * (self.quantisation.log_bin_width + math.log(self.scale))
         return self.scale * self.quantisation.continuous(levels, u.double()), log_q.double() - log_volume

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import checks
 from ..model import ScoreModel
@@ -37,7 +37,7 @@ def formula_nll(
     seed: int = 0,
     t_min: float | None = None,
     t_max: float | None = None,
-    dequantize: str | None = None,
+    dequantize: str | nn.Module | None = None,
     bins: int | None = None,
     data_range: tuple[float, float] | None = None,
     chunk: str | int = "auto",

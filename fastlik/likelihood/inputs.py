@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..derivatives import divergence as divergences
-from ..derivatives.probes import PROBES, Stream, uniform
+from ..derivatives.probes import PROBES
 from ..model import ScoreModel, check_model, coefficients
 from ..ops.dispatch import BACKENDS
 from ..schedule import Schedule, remembered
 from .dequantise import Quantisation, integer_error
+from .dequantiser import Dequantiser, choose_dequantiser
 from .flow import take_rows
 from .problem import METHODS, PRECISIONS
 
@@ -172,23 +173,6 @@ def _determined(schedule: Schedule, predicts: str, sigma_data: float, t: float) 
     return all(math.isfinite(value.item()) for value in affine)
 
 
-def dequantised(
-    x: Tensor,
-    quantisation: Quantisation,
-    rows: Tensor,
-    draw: int,
-    seed: int,
-    model: ScoreModel,
-    node: Tensor | int = 0,
-) -> Tensor:
-    """Continuous data of one draw, keyed by ``draw`` and ``node`` (an int or (B,)), in the network's
-    precision (x's own where it is floating)."""
-    levels = quantisation.levels(x)
-    size = x.shape[1:].numel()
-    u = uniform(seed, Stream.DEQUANTISE, rows, draw, node, size).reshape(x.shape)
-    return quantisation.continuous(levels, u).to(state_dtype(x, model))
-
-
 def parameter_dtype(model: ScoreModel) -> torch.dtype | None:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
@@ -197,7 +181,7 @@ def parameter_dtype(model: ScoreModel) -> torch.dtype | None:
 class Data:
     """Rows whose density is wanted, checked: x (B, *event) with ids ``rows`` (B,) int64, and conditions.
 
-    ``is_random``: x holds levels, to which every draw adds dequantisation noise of its own.
+    ``dequantiser``: where x holds levels, to which every draw adds noise of its own.
     """
 
     model: ScoreModel
@@ -205,7 +189,7 @@ class Data:
     rows: Tensor
     condition: dict
     quantisation: Quantisation | None
-    is_random: bool
+    dequantiser: Dequantiser | None
 
     @classmethod
     def checked(
@@ -214,18 +198,20 @@ class Data:
         x: Tensor,
         rows: Tensor | None,
         condition: dict | None,
-        dequantize: str | None = None,
+        dequantize: str | nn.Module | None = None,
         bins: int | None = None,
         data_range: tuple[float, float] | None = None,
     ) -> Data:
         """Raises TypeError or ValueError for input that has no density as given."""
         check_model(model)
-        checks.check_choice("dequantize", dequantize, DEQUANTISERS)
+        if not isinstance(dequantize, nn.Module):
+            checks.check_choice("dequantize", dequantize, DEQUANTISERS)
         quantisation = choose_quantisation(model, dequantize, bins, data_range)
         x = check_data(x, dequantize, quantisation, 1)
         check_placement(model, x)
-        is_random = dequantize is not None
-        return cls(model, x, check_rows(rows, x), dict(condition or {}), quantisation, is_random)
+        schedule, dtype = model.schedule, state_dtype(x, model)
+        dequantiser = choose_dequantiser(dequantize, quantisation, schedule, schedule.t_data, dtype, 1)
+        return cls(model, x, check_rows(rows, x), dict(condition or {}), quantisation, dequantiser)
 
     @property
     def size(self) -> int:
@@ -236,9 +222,12 @@ class Data:
         """The network's keyword arguments for the rows at ``position`` (N,)."""
         return {name: take_rows(value, position, len(self.x)) for name, value in self.condition.items()}
 
-    def points(self, position: Tensor, number: Tensor | int, seed: int) -> Tensor:
-        """Continuous data (N, *event) of the rows at ``position`` (N,) for their draws ``number``."""
+    def points(self, position: Tensor, number: Tensor | int, seed: int) -> tuple[Tensor, Tensor]:
+        """Continuous data (N, *event) of the rows at ``position`` (N,) for their draws ``number``, and what
+        the nats of their levels are more than theirs: log q (N,) float64, 0 where there are no bins."""
         x = self.x[position]
-        if not self.is_random:
-            return x
-        return dequantised(x, self.quantisation, self.rows[position], 0, seed, self.model, number)
+        if self.dequantiser is None:
+            log_volume = 0.0 if self.quantisation is None else self.size * self.quantisation.log_bin_width
+            return x, x.new_full((len(x),), -log_volume, dtype=torch.float64)
+        points, log_q = self.dequantiser(x, self.rows[position], 0, seed, number)
+        return points.to(state_dtype(x, self.model)), log_q

@@ -164,7 +164,7 @@ def _evaluate_rows(integral: PathIntegral, closed: Closed, data: Data, index: sl
     strata, device = integral.strata, data.x.device
     position = torch.arange(len(data.x), device=device)[index]
     # where the part without network is another for each pair, it is averaged with the rest
-    drawn = data.is_random or closed.is_random
+    drawn = data.dequantiser is not None or closed.is_random
     block = max(1, together // max(1, 2 * strata.pairs * len(position)))
     tables, levels = [], []
     for start in range(0, strata.count, block):
@@ -172,21 +172,20 @@ def _evaluate_rows(integral: PathIntegral, closed: Closed, data: Data, index: sl
         number = torch.arange(start * strata.pairs, stop * strata.pairs, device=device)
         shape = len(position), stop - start, strata.pairs
         owner, number = position.repeat_interleave(len(number)), number.repeat(len(position))
-        x0, rows = data.points(owner, number, integral.seed), data.rows[owner]
+        (x0, log_q), rows = data.points(owner, number, integral.seed), data.rows[owner]
         gamma, noise = integral.gamma(rows, number), integral.noise(x0, rows, number)
         values = integral.pairs(x0, gamma, noise, rows, number, data.conditions(owner.repeat(2)))
         values = strata.weights(device)[number // strata.pairs] * values
         if drawn:
-            ends = 0.5 * (closed.value(x0, noise) + closed.value(x0, -noise))
+            ends = log_q + 0.5 * (closed.value(x0, noise) + closed.value(x0, -noise))
             values = values + ends / strata.count
         tables.append(values.reshape(shape))
         levels.append(gamma.reshape(shape))
     table = torch.cat(tables, 1)
     nats = table.mean(2).sum(1)
     if not drawn:
-        nats = nats + closed.value(data.x[position], None)
-    if data.quantisation is not None:
-        nats = nats - data.size * data.quantisation.log_bin_width
+        x0, log_q = data.points(position, 0, integral.seed)
+        nats = nats + closed.value(x0, None) + log_q
     return _as_nll(integral, data, position, nats, table, torch.cat(levels, 1).flatten(1))
 
 
@@ -234,7 +233,7 @@ def standard_error(table: Tensor) -> Tensor:
 def _latent(integral: PathIntegral, data: Data, position: Tensor) -> Tensor:
     """x_T of each row's first draw."""
     zero = torch.zeros_like(position)
-    x0 = data.points(position, zero, integral.seed)
+    x0, _ = data.points(position, zero, integral.seed)
     noise = integral.noise(x0, data.rows[position], zero)
     schedule, t = integral.model.schedule, integral.span.t_prior
     return schedule.alpha(t).item() * x0 + schedule.sigma(t).item() * noise

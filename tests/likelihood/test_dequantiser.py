@@ -274,8 +274,19 @@ def test_the_module_is_called_without_gradients():
     assert not x.requires_grad and not log_q.requires_grad
 
 
-@pytest.mark.parametrize("dequantize", ["truncated_normal", Exact()])
-def test_bounds_take_uniform_noise_only(dequantize):
-    """They start from data without the noise of the process; nothing else may pass for uniform."""
+def test_bounds_and_formulas_take_a_module_too():
+    """Exact score and density within the bins: log p and log q differ by the levels' nats, draw by draw."""
+    schedule = fastlik.VP(t_min=1e-6)
+    model = DATA.model(schedule, moments=True)
+    levels = Quantisation(17).nearest(DATA.sample(40, 5))
+    exact = -quantised_gaussian_log_mass(levels, MEAN, STD, 17, -1.0, 1.0)
+    for estimate in (fastlik.bound_nll, fastlik.formula_nll):
+        result = estimate(model, levels, dequantize=Exact().double(), bins=17, draws=32)
+        torch.testing.assert_close(result.nats, exact, rtol=0, atol=2e-3)
+        assert result.protocol["dequantize"] == "Exact, anew for each pair"
+
+
+def test_bounds_start_from_data_without_the_noise_of_a_truncated_normal():
+    levels, options = torch.ones(2, 3).long(), {"dequantize": "truncated_normal", "bins": 17}
     with pytest.raises(ValueError, match="valid values are None, 'uniform'"):
-        fastlik.bound_nll(DATA.model(SCHEDULE), torch.ones(2, 3).long(), dequantize=dequantize, bins=17)
+        fastlik.bound_nll(DATA.model(SCHEDULE), levels, **options)
