@@ -205,7 +205,7 @@ def test_half_precision_is_asked_for_and_named(on_gpu, depth):
     with pytest.raises(RuntimeError, match="target_stderr and gradients"):
         fastlik.ode_nll(model, x, precision="fp16", target_stderr=0.1, divergence="hutchinson")
     half = fastlik.ode_nll(model, x, precision="fp16")
-    full = fastlik.ode_nll(model, x, tolerance=1e-5)
+    full = fastlik.ode_nll(model, x, tolerance=2e-3)  # fp16's own: what is left is its rounding
     assert half.protocol["precision"] == "float32, products in float16"
     assert full.protocol["precision"] == "float32"
     assert bool(half.converged.all())
