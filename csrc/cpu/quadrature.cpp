@@ -14,8 +14,6 @@ using V = Vector<double>;
 constexpr int kWide = kLanes<double>;
 constexpr int64_t kParallelNodes = 4096;
 
-inline int64_t clamped(int64_t first, int64_t last) { return std::max<int64_t>(0, std::min(first, last)); }
-
 template <int kPoints>
 void weigh_interior(const double* t, int64_t first, double* weights) {
   V nodes[kMostNodes], parts[kMostNodes];

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .embedding import TimeEmbedding
+from .image import check_images
 
 
 class Block(nn.Module):
@@ -102,7 +103,7 @@ class DiT(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
         """x (B, channels, H, W), time (B,), label (B,) integers -> like x."""
-        self._check(x, label)
+        check_images(self, x, label, self.patch, "a smaller patch")
         embedding = self.embedding(time)
         if label is not None:
             embedding = embedding + self.label(label)
@@ -117,21 +118,6 @@ class DiT(nn.Module):
         patches = self.out(torch.addcmul(shift, self.norm(hidden), 1 + scale))
         patches = patches.unflatten(2, (-1, side, side)).unflatten(1, (rows, columns))
         return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
-
-    def _check(self, x: Tensor, label: Tensor | None) -> None:
-        channels, classes = self.config["channels"], self.config["classes"]
-        if x.dim() != 4 or x.shape[1] != channels:
-            raise ValueError(f"this DiT takes x of shape (B, {channels}, H, W), got {tuple(x.shape)}")
-        if x.shape[2] % self.patch or x.shape[3] % self.patch:
-            raise ValueError(
-                f"the sides of the image must be multiples of {self.patch}, got {tuple(x.shape[2:])}; pad or "
-                f"crop the images, or build the DiT with a smaller patch"
-            )
-        if (label is not None) != bool(classes):
-            raise ValueError(
-                f"this DiT has {classes} classes: "
-                + ("pass label=, integers (B,)" if classes else "it takes no label")
-            )
 
 
 def positions(rows: int, columns: int, like: Tensor) -> Tensor:

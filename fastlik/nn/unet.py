@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .embedding import TimeEmbedding
+from .image import check_images
 
 
 def _zero(layer: nn.Module) -> nn.Module:
@@ -155,7 +156,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
         """x (B, channels, H, W), time (B,), label (B,) integers -> like x."""
-        self._check(x, label)
+        check_images(self, x, label, 2 ** (len(self.config["multipliers"]) - 1), "fewer multipliers")
         embedding = self.embedding(time)
         if label is not None:
             embedding = embedding + self.label(label)
@@ -175,19 +176,3 @@ class UNet(nn.Module):
             else:
                 hidden = layer(F.interpolate(hidden, scale_factor=2.0, mode="nearest"))
         return self.out(F.silu(self.norm(hidden)))
-
-    def _check(self, x: Tensor, label: Tensor | None) -> None:
-        channels, classes = self.config["channels"], self.config["classes"]
-        factor = 2 ** (len(self.config["multipliers"]) - 1)
-        if x.dim() != 4 or x.shape[1] != channels:
-            raise ValueError(f"this UNet takes x of shape (B, {channels}, H, W), got {tuple(x.shape)}")
-        if x.shape[2] % factor or x.shape[3] % factor:
-            raise ValueError(
-                f"the sides of the image must be multiples of {factor}, got {tuple(x.shape[2:])}; "
-                f"pad or crop the images, or build the UNet with fewer multipliers"
-            )
-        if (label is not None) != bool(classes):
-            raise ValueError(
-                f"this UNet has {classes} classes: "
-                + ("pass label=, integers (B,)" if classes else "it takes no label")
-            )

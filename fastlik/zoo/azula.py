@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..model import ScoreModel, wrap
-from ..schedule import Schedule
+from ..schedule import Schedule, _time
 
 _POINTS = 1025
 _NEWTON_STEPS = 10
@@ -84,7 +84,3 @@ class AzulaSchedule(Schedule):
         t, table = self._table.to(log_snr)
         high = torch.searchsorted(-table, -log_snr.contiguous()).clamp(1, _POINTS - 1)
         return t[high - 1], t[high]
-
-
-def _time(t: Tensor | float) -> Tensor:
-    return torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)

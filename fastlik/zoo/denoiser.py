@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ..checks import check_positive
 from ..model import ScoreModel, wrap
 from ..schedule import EDM
 
@@ -26,10 +27,14 @@ def from_denoiser(
         sigma_min, sigma_max: bounds of the noise; default the network's own attributes where they are
             positive and finite, else 0.002 and 80 (Karras et al. 2022).
         moments: as for :func:`fastlik.wrap`.
+
+    Raises ValueError for bounds that are no finite numbers above 0.
     """
     bounds = EDM()
-    low = sigma_min or _own(net, "sigma_min", bounds.sigma_min)
-    high = sigma_max or _own(net, "sigma_max", bounds.sigma_max)
+    low = _own(net, "sigma_min", bounds.sigma_min) if sigma_min is None else sigma_min
+    high = _own(net, "sigma_max", bounds.sigma_max) if sigma_max is None else sigma_max
+    for name, value in (("sigma_min", low), ("sigma_max", high)):
+        check_positive(name, value)
     return wrap(net, EDM(low, high), "x0", time="sigma", moments=moments)
 
 

@@ -36,6 +36,8 @@ def test_bounds_are_the_network_s_own_or_as_given():
     net.sigma_min, net.sigma_max = torch.tensor(0.03), torch.tensor(14.6)
     model = zoo.from_denoiser(net, sigma_max=20.0)
     assert model.schedule.sigma_min == pytest.approx(0.03) and model.schedule.sigma_max == 20.0
+    with pytest.raises(ValueError, match="sigma_min must be a finite number above 0, got 0"):
+        zoo.from_denoiser(net, sigma_min=0)
 
 
 class _Sde(SimpleNamespace):

@@ -11,6 +11,12 @@ namespace fastlik {
 
 constexpr int kMostNodes = 6;
 
+// The first of the nearest nodes: not below 0, and not above `last` otherwise.
+FASTLIK_MATH int64_t clamped(int64_t first, int64_t last) {
+  if (first > last) first = last;
+  return first < 0 ? 0 : first;
+}
+
 // Weights of the integral from start to end of the polynomial through `count` <= 6 nodes: Gauss-Legendre
 // with three points.  V: a number, or a vector of numbers of as many polynomials.  Loops have fixed ends and
 // few divisions: on a GPU what is inside stays in registers.

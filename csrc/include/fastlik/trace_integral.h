@@ -48,11 +48,6 @@ FASTLIK_MATH void add(TraceIntegral& r, double t, double followed, double noise,
   r.weight[slot] = 0;
 }
 
-FASTLIK_MATH int64_t clamped(int64_t first, int64_t last) {
-  if (first > last) first = last;
-  return first < 0 ? 0 : first;
-}
-
 // The interval behind node i.
 FASTLIK_MATH void weigh(TraceIntegral& r, int64_t i) {
   const int64_t first = clamped(i + 1 - kMostNodes / 2, r.count - kMostNodes);
